@@ -1,0 +1,1 @@
+"""Training entrypoints built on `attnjax`: one loop in `train.common`, one file per task."""

@@ -1,0 +1,1 @@
+"""What every task shares: configs, the loop, the step, checkpoints, metrics, data and reports."""

@@ -1,0 +1,112 @@
+"""`TrainConfig`: everything about a training run that is not the task itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from train.common.optim import OptimConfig
+
+NEUTRAL_FIELDS = ("progress", "tensorboard", "dry_run")
+"""Fields that may differ when a run is resumed: they change nothing that is computed."""
+
+_COUNTS = (
+    "steps",
+    "batch_size",
+    "eval_batch_size",
+    "accumulate",
+    "eval_every",
+    "checkpoint_every",
+    "keep",
+    "patience",
+    "log_every",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how often, and with which optimiser.
+
+    Raises:
+        ValueError: a field is out of its range, or two fields contradict each other.
+    """
+
+    steps: int | None = None
+    """Optimiser steps in all. Give this or `epochs`, not both."""
+    epochs: float | None = None
+    """Passes over the training split, rounded up to whole steps."""
+    batch_size: int = 64
+    """Examples per optimiser step."""
+    eval_batch_size: int = 256
+    """Examples per evaluation batch; changes memory and speed only."""
+    accumulate: int = 1
+    """Splits each batch into this many parts, run one after another, to save memory."""
+    seed: int = 0
+    """Seeds the initial parameters, the dropout and the order of the data."""
+    eval_split: str = "validation"
+    """The split that is evaluated during training and that selects the best checkpoint."""
+    eval_every: int | None = None
+    """Steps between evaluations; None means ten evenly spaced ones. The last step always is one."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None means at each evaluation. The last step always is one."""
+    keep: int = 2
+    """How many of the latest checkpoints stay; the best one stays besides."""
+    select_metric: str = "accuracy"
+    """The evaluation metric that says which checkpoint is best."""
+    select_mode: Literal["max", "min"] = "max"
+    """Whether more or less of `select_metric` is better."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better one; None means never."""
+    ema_decay: float | None = None
+    """Evaluate an exponential moving average of the parameters with this decay (0.999, say)."""
+    matmul_precision: Literal["default", "high", "highest"] = "default"
+    """Precision of float32 matrix products on accelerators (`jax.default_matmul_precision`)."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser, its schedule, weight decay and clipping."""
+    log_every: int = 20
+    """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = True
+    """Also write TensorBoard event files."""
+    progress: bool = True
+    """Show progress on stderr: a bar in a terminal, plain lines elsewhere."""
+    dry_run: bool = False
+    """Print shapes, parameter count and memory of the real step, then stop without training."""
+
+    def __post_init__(self) -> None:
+        """Rejects values that cannot mean anything, before any time is spent."""
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"give exactly one of steps and epochs, got {self.steps=} and {self.epochs=}"
+            )
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.epochs is not None and not (self.epochs > 0 and math.isfinite(self.epochs)):
+            raise ValueError(f"epochs must be a positive number, got {self.epochs}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulate, got {self.batch_size} and "
+                f"{self.accumulate}"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+
+    def total_steps(self, train_size: int) -> int:
+        """Optimiser steps of the whole run, for a training split of `train_size` examples."""
+        if self.steps is not None:
+            return self.steps
+        if train_size < 1:
+            raise ValueError(f"the training split must hold examples, its size is {train_size}")
+        return max(1, math.ceil(self.epochs * train_size / self.batch_size))
+
+    def eval_interval(self, total_steps: int) -> int:
+        """Steps between evaluations in a run of `total_steps`."""
+        return self.eval_every or max(1, math.ceil(total_steps / 10))
+
+    def checkpoint_interval(self, total_steps: int) -> int:
+        """Steps between checkpoints in a run of `total_steps`."""
+        return self.checkpoint_every or self.eval_interval(total_steps)
