@@ -1,0 +1,54 @@
+"""What every test shares: jax on the CPU, hypothesis profiles, and skips that say why."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before jax is imported: a test that wants an accelerator is run with JAX_PLATFORMS=cuda or =tpu.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", False)
+
+# The first example of each shape compiles, so a deadline would only measure the compiler.
+settings.register_profile(
+    "quick",
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "full", settings.get_profile("quick"), max_examples=500, derandomize=False, print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("ATTNJAX_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked `gpu` or `tpu` where jax does not run on one, and says how to run it."""
+    backend = jax.default_backend()
+    for name, platform in (("gpu", "cuda"), ("tpu", "tpu")):
+        if item.get_closest_marker(name) and backend != name:
+            pytest.skip(f"needs a {name}, jax runs on the {backend}: set JAX_PLATFORMS={platform}")
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """Returns a function from a path in the shared data to where it lies; skips if it is absent."""
+
+    def find(relative: str) -> Path:
+        path = SHARED_DATA / relative
+        if not path.exists():
+            pytest.skip(
+                f"{relative} is not in {SHARED_DATA}: set ATTNJAX_SHARED_DATA to the folder "
+                "of measuring data, which is not part of the project"
+            )
+        return path
+
+    return find
