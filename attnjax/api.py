@@ -1,0 +1,98 @@
+"""The public call: validate, then compute or explain."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from jaxtyping import Array, Float
+
+from attnjax.dropout import Dropout
+from attnjax.masks import Mask
+from attnjax.ops.softmax import dispatch
+from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.scores import ScoreFn, ScoreMod
+from attnjax.validate import make_problem
+
+ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
+
+
+@overload
+def attention(
+    q: Array, k: Array, v: Array, *, stats: Literal[False] = False, **options: Any
+) -> Array: ...
+@overload
+def attention(
+    q: Array, k: Array, v: Array, *, stats: Literal[True], **options: Any
+) -> tuple[Array, AttentionStats]: ...
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K D"],
+    *,
+    mask: Mask | Array | None = None,
+    score_mod: ScoreMods | None = None,
+    scale: float | Array | None = None,
+    sinks: Float[Array, "N"] | None = None,
+    dropout: Dropout | None = None,
+    precision: Any = None,
+    partition: None = None,
+    stats: bool = False,
+    implementation: str | None = None,
+) -> Array | tuple[Array, AttentionStats]:
+    """Computes exact softmax attention: `softmax(score_mod(scale * q.k), where=mask) @ v`.
+
+    Never makes a T-by-S array, forward or backward, unless `implementation="reference"`.
+
+    The softmax runs in float32 (float64 for float64 inputs). A query with nothing to attend to
+    gets output 0 and sends back no gradient. NaN or infinity in a masked key or value reaches
+    neither outputs nor gradients.
+
+    Args:
+      q: queries.
+      k: keys; N is a multiple of K, and query head `n` reads key head `n // (N // K)`.
+      v: values.
+      mask: a `Mask`, or a bool array broadcastable to `[B, N, T, S]`, True = attend.
+      score_mod: `fn(score, b, h, q_idx, k_idx) -> score`, or a tuple of them, applied from left to
+        right to scaled float32 scores.
+      scale: factor of the dot products; None is `1 / sqrt(H)`.
+      sinks: learned logits that join the softmax denominator only.
+      dropout: dropout on the weights.
+      precision: precision of the matrix products, as in `jax.lax.dot_general`. None computes
+        float32 inputs in full float32, also where JAX's own default would not.
+      partition: mesh axes to shard over; not available yet.
+      stats: also return `AttentionStats`.
+      implementation: a name never falls back; None chooses. `explain` tells which and why.
+
+    Returns:
+      The output `[B, T, N, D]` in the dtype of `v`; with `stats=True`, a pair of it and
+      `AttentionStats`.
+
+    Raises:
+      ValueError: if an argument is wrong.
+      NotImplementedError: if the named implementation, or a partition, can't do what was asked.
+    """
+    _refuse_partition(partition)
+    problem = make_problem(
+        q,
+        k,
+        v,
+        mask=mask,
+        score_mod=score_mod,
+        scale=scale,
+        sinks=sinks,
+        dropout=dropout,
+        precision=precision,
+        stats=stats,
+    )
+    out, statistics = dispatch.attend(problem, implementation)
+    return out if statistics is None else (out, statistics)
+
+
+def _refuse_partition(partition: object) -> None:
+    if partition is not None:
+        raise NotImplementedError(
+            "partition: sharding over a mesh is not available in this version; pass None and "
+            f"shard the batch or the heads with jax.jit. Got {partition!r}."
+        )

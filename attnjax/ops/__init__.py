@@ -1,0 +1,1 @@
+"""Attention operations: for each, a reference, its implementations and their dispatch."""

@@ -1,0 +1,3 @@
+"""Placeholder."""
+
+from attnjax.ops.softmax.reference import attend

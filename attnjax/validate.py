@@ -1,0 +1,146 @@
+"""Turns the arguments of the public call into a `Problem`, or says what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnjax.dropout import Dropout
+from attnjax.masks import as_mask
+from attnjax.ops.softmax.problem import Problem
+from attnjax.scores import ScoreMod, as_score_mods
+
+
+def make_problem(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    mask: Any,
+    score_mod: Any,
+    scale: Any,
+    sinks: Any,
+    dropout: Any,
+    precision: Any,
+    stats: bool,
+) -> Problem:
+    """Validates a call.
+
+    Args:
+      q: queries, as in `attnjax.attention`; so are all others.
+      k: keys.
+      v: values.
+      mask: a Mask, a bool array or None.
+      score_mod: a score_mod, a tuple of them or None.
+      scale: a number, a float array `[]` or None.
+      sinks: a float array `[N]` or None.
+      dropout: a `Dropout` or None.
+      precision: what `jax.lax.dot_general` accepts.
+      stats: a bool.
+
+    Returns:
+      The problem.
+
+    Raises:
+      ValueError: naming the argument, what was expected and what came.
+    """
+    _check_arrays(q, k, v)
+    (B, T, N, H), S = q.shape, k.shape[1]
+    sizes = {"B": B, "T": T, "S": S, "N": N}
+
+    mask = as_mask(mask)
+    for operand in mask.operands():
+        operand.check(sizes)
+    mods = as_score_mods(score_mod)
+    for mod in mods:
+        for operand in mod.operands(sizes) if isinstance(mod, ScoreMod) else ():
+            operand.check(sizes)
+
+    if sinks is not None:
+        if not hasattr(sinks, "shape") or not hasattr(sinks, "dtype"):
+            raise ValueError(f"sinks: expected a float array [N={N}], got {type(sinks).__name__}.")
+        if tuple(sinks.shape) != (N,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
+            raise ValueError(
+                f"sinks: expected a float array [N={N}], got shape {tuple(sinks.shape)}, "
+                f"dtype {sinks.dtype}."
+            )
+    if dropout is not None:
+        if not isinstance(dropout, Dropout):
+            raise ValueError(
+                "dropout: expected attnjax.Dropout(rate, key) or None, "
+                f"got {type(dropout).__name__}."
+            )
+        if dropout.rate == 0:
+            dropout = None
+        else:
+            jax.eval_shape(dropout.words)
+    if not isinstance(stats, bool | np.bool_):
+        raise ValueError(f"stats: expected True or False, got {stats!r}.")
+    return Problem(
+        q, k, v, mask, mods, _scale(scale, H), sinks, dropout, _precision(precision), bool(stats)
+    )
+
+
+def _check_arrays(q: Any, k: Any, v: Any) -> None:
+    layouts = {"q": "[B, T, N, H]", "k": "[B, S, K, H]", "v": "[B, S, K, D]"}
+    for (name, layout), x in zip(layouts.items(), (q, k, v), strict=True):
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise ValueError(f"{name}: expected a float array {layout}, got {type(x).__name__}.")
+        if len(x.shape) != 4:
+            raise ValueError(f"{name}: expected an array {layout}, got shape {tuple(x.shape)}.")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected a float array {layout}, got dtype {x.dtype}.")
+    (B, _, N, H), (_, S, K, _) = q.shape, k.shape
+    for name, got, want, other in (
+        ("k", k.shape[0], B, "batch size B of q"),
+        ("v", v.shape[0], B, "batch size B of q"),
+        ("k", k.shape[3], H, "head width H of q"),
+        ("v", v.shape[1], S, "length S of k"),
+        ("v", v.shape[2], K, "number of heads K of k"),
+    ):
+        if got != want:
+            shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in (("q", q), ("k", k), ("v", v)))
+            raise ValueError(f"{name}: expected {want}, the {other}, got {got}; shapes: {shapes}.")
+    if (K == 0) != (N == 0) or (K and N % K):
+        raise ValueError(
+            f"q: expected a number of heads N that is a multiple of k's K={K}, got N={N}."
+        )
+    if H == 0:
+        raise ValueError(f"q: expected a head width H of at least 1, got shape {tuple(q.shape)}.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"q, k, v: expected one dtype, got {q.dtype}, {k.dtype}, {v.dtype}. "
+            "Cast them to the dtype that you want the products computed in."
+        )
+
+
+def _scale(scale: Any, H: int) -> Any:
+    if scale is None:
+        return jnp.asarray(1 / math.sqrt(H), jnp.float32)
+    if isinstance(scale, int | float | np.number) and not isinstance(scale, bool):
+        if not math.isfinite(scale):
+            raise ValueError(f"scale: expected a finite number, got {scale!r}.")
+        return jnp.asarray(scale, jnp.float32)
+    if not hasattr(scale, "dtype") or not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise ValueError(f"scale: expected a number, a float scalar array or None, got {scale!r}.")
+    if tuple(scale.shape):
+        raise ValueError(
+            f"scale: expected a scalar, got shape {tuple(scale.shape)}. For a factor per head use "
+            "score_mod=attnjax.temperature(1 / factors)."
+        )
+    return scale
+
+
+def _precision(precision: Any) -> Any:
+    try:
+        return jax.lax.Precision(precision) if precision is not None else None
+    except (ValueError, TypeError) as error:
+        known = ", ".join(repr(p.name.lower()) for p in jax.lax.Precision)
+        raise ValueError(
+            f"precision: expected None or one of {known}, or a jax.lax.Precision; "
+            f"got {precision!r}."
+        ) from error
