@@ -1,0 +1,139 @@
+"""The two compiled functions of a run: the training step and the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from train.common.config import TrainConfig
+from train.common.state import Graphs, State, step_keys
+from train.common.task import Batch, Task
+
+Metrics = dict[str, jax.Array]
+RESERVED = ("loss", "grad_norm", "param_norm", "learning_rate", "grad_squares", "param_squares")
+"""Metric names that the step itself writes."""
+
+
+def on_device(batch: Batch) -> dict[str, np.ndarray]:
+    """The arrays of a batch that a device can hold; strings and objects stay on the host."""
+    arrays = {name: x for name, x in batch.items() if np.asarray(x).dtype.kind in "biufcV"}
+    if not arrays:
+        raise ValueError(f"a batch must hold numeric arrays, got only {sorted(batch)}")
+    return arrays
+
+
+def make_step(
+    task: Task,
+    graphs: Graphs,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike],
+    config: TrainConfig,
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """Makes `step(state, batch) -> (state, metrics)`, pure, jitted, the old state donated.
+
+    The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `param_norm` (after the
+    update), `learning_rate` and whatever `task.loss` names; besides `grad_squares` and
+    `param_squares`, sums of squares per parameter array in the order of `jax.tree.leaves`, from
+    which `train.common.guard` tells which one is not finite.
+
+    Raises:
+        ValueError: (when traced) `task.loss` returns no scalar, uses a reserved metric name, or
+            makes the model grow or lose variables.
+    """
+    parts = config.accumulate
+
+    def loss_fn(params: Any, rest: Any, rng: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graphs.train, params, rng, rest)
+        loss, named = task.loss(model, batch)
+        if jnp.shape(loss) != ():
+            raise ValueError(f"task.loss must return a scalar loss, got shape {jnp.shape(loss)}")
+        if taken := sorted(set(named) & set(RESERVED)):
+            raise ValueError(f"task.loss must not name its metrics {taken}: the step writes them")
+        new_rest = nnx.to_pure_dict(nnx.split(model, nnx.Param, nnx.RngState, ...)[3])
+        if jax.tree.structure(new_rest) != jax.tree.structure(rest):
+            raise ValueError(
+                "the model must keep the variables it was built with while task.loss runs; it had "
+                f"{jax.tree.structure(rest)} and now has {jax.tree.structure(new_rest)}"
+            )
+        return loss, (jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), named), new_rest)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradients(state: State, batch: Batch) -> tuple[jax.Array, Metrics, Any, Any]:
+        """Loss, named metrics, new `rest` and gradients of one batch, part by part."""
+        model, first = state["model"], state["optimizer"]["step"] * parts
+        if parts == 1:
+            (loss, (named, rest)), grads = grad_fn(
+                model["params"], model["rest"], step_keys(model["rng"], first), batch
+            )
+            return loss, named, rest, grads
+        batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        if "weight" in batch:
+            mass = jnp.sum(batches["weight"].reshape(parts, -1), axis=1)
+            shares = mass / jnp.maximum(jnp.sum(mass), jnp.finfo(jnp.float32).tiny)
+        else:
+            shares = jnp.full((parts,), 1 / parts, jnp.float32)
+
+        def one(carry: Any, x: Any) -> Any:
+            rest, total = carry
+            index, share, part = x
+            (loss, (named, rest)), grads = grad_fn(
+                model["params"], rest, step_keys(model["rng"], first + index), part
+            )
+            # A part of nothing but padding has no mean; its share of 0 must not spread its NaN.
+            total = jax.tree.map(lambda t, g: t + jnp.where(share > 0, share * g, 0), total, grads)
+            return (rest, total), jax.tree.map(
+                lambda x: jnp.where(share > 0, share * x, 0), (loss, named)
+            )
+
+        zeros = jax.tree.map(jnp.zeros_like, model["params"])
+        (rest, grads), (loss, named) = jax.lax.scan(
+            one, (model["rest"], zeros), (jnp.arange(parts), shares, batches)
+        )
+        return jnp.sum(loss), jax.tree.map(partial(jnp.sum, axis=0), named), rest, grads
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        model, count = state["model"], state["optimizer"]["step"]
+        loss, named, rest, grads = gradients(state, batch)
+        updates, opt_state = optimizer.update(
+            grads, state["optimizer"]["opt_state"], model["params"]
+        )
+        params = optax.apply_updates(model["params"], updates)
+        ema = model["ema"]
+        if ema:
+            # A short history deserves less trust in it (Adam's bias, cured by a rising decay).
+            decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
+            ema = jax.tree.map(lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), ema, params)
+        grad_squares, param_squares = squares(grads), squares(params)
+        metrics = {
+            **named,
+            "loss": loss.astype(jnp.float32),
+            "grad_norm": jnp.sqrt(jnp.sum(grad_squares)),
+            "param_norm": jnp.sqrt(jnp.sum(param_squares)),
+            "learning_rate": jnp.asarray(schedule(count), jnp.float32),
+            "grad_squares": grad_squares,
+            "param_squares": param_squares,
+        }
+        return {
+            "model": {"params": params, "rest": rest, "rng": model["rng"], "ema": ema},
+            "optimizer": {"opt_state": opt_state, "step": count + 1},
+        }, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_predict(task: Task, graphs: Graphs) -> Callable[[dict[str, Any], Batch], Any]:
+    """Makes the jitted `predict(state["model"], batch)`; it uses the averaged parameters if any."""
+    return jax.jit(lambda model_state, batch: task.predict(graphs.merge_eval(model_state), batch))
+
+
+def squares(tree: Any) -> jax.Array:
+    """The sum of squares of every leaf, as one float32 array `[leaves]`."""
+    return jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)])
