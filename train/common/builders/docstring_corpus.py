@@ -1,0 +1,176 @@
+"""Real English on every machine: sentences of NumPy's and SciPy's docstrings, by sub-package.
+
+Both libraries are jax's own dependencies, so the corpus needs no network. It depends on their
+versions; the data fingerprint in a run's manifest says which corpus it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+SUBPACKAGES: dict[str, tuple[str, ...]] = {
+    "numpy": ("numpy",),
+    "numpy.ma": ("numpy.ma",),
+    "numpy.polynomial": (
+        "numpy.polynomial",
+        "numpy.polynomial.polynomial",
+        "numpy.polynomial.chebyshev",
+        "numpy.polynomial.hermite",
+        "numpy.polynomial.hermite_e",
+        "numpy.polynomial.laguerre",
+        "numpy.polynomial.legendre",
+    ),
+    "numpy.random": ("numpy.random",),
+    "scipy.cluster": ("scipy.cluster.hierarchy", "scipy.cluster.vq"),
+    "scipy.fft": ("scipy.fft",),
+    "scipy.integrate": ("scipy.integrate",),
+    "scipy.interpolate": ("scipy.interpolate",),
+    "scipy.io": ("scipy.io", "scipy.io.arff", "scipy.io.matlab", "scipy.io.wavfile"),
+    "scipy.linalg": ("scipy.linalg", "scipy.linalg.interpolative"),
+    "scipy.ndimage": ("scipy.ndimage",),
+    "scipy.optimize": ("scipy.optimize", "scipy.optimize.elementwise"),
+    "scipy.signal": ("scipy.signal", "scipy.signal.windows"),
+    "scipy.sparse": ("scipy.sparse", "scipy.sparse.csgraph", "scipy.sparse.linalg"),
+    "scipy.spatial": ("scipy.spatial", "scipy.spatial.distance", "scipy.spatial.transform"),
+    "scipy.special": ("scipy.special",),
+    "scipy.stats": (
+        "scipy.stats",
+        "scipy.stats.contingency",
+        "scipy.stats.mstats",
+        "scipy.stats.qmc",
+        "scipy.stats.sampling",
+    ),
+}
+"""Label to the public modules whose objects carry it."""
+
+MIN_WORDS = 6
+_SKIPPED_SECTIONS = {"references", "examples", "see also"}
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_FIELD = re.compile(r"^\**[\w`., *]+ : ")
+_ROLE = re.compile(r":[\w:]+:`([^`]*)`")
+_FOOTNOTE = re.compile(r"\s*\[\w+\]_")
+
+
+class Sentence(NamedTuple):
+    """One sentence, the sub-package it describes, and the object it comes from."""
+
+    text: str
+    label: str
+    owner: str
+    """Dotted name of the function, or of the class for a method: splits go by this."""
+
+
+def corpus() -> list[Sentence]:
+    """Collects every distinct sentence of `MIN_WORDS` words or more, in a fixed order.
+
+    A sentence that occurs in several objects is kept once, under the first of them; one that
+    occurs under several labels has no one right answer and is left out.
+    """
+    kept: dict[str, Sentence] = {}
+    ambiguous: set[str] = set()
+    for label, owner, docstring in _documented_objects():
+        for text in sentences(docstring):
+            key = _normalised(text)
+            first = kept.setdefault(key, Sentence(text, label, owner))
+            if first.label != label:
+                ambiguous.add(key)
+    return [sentence for key, sentence in kept.items() if key not in ambiguous]
+
+
+def split_of(owner: str) -> str:
+    """Names the split of an object: 70% train, 10% validation, 20% test, by a hash of its name."""
+    bucket = int.from_bytes(hashlib.sha256(owner.encode()).digest()[:4], "big") % 10
+    return {0: "validation", 1: "test", 2: "test"}.get(bucket, "train")
+
+
+def sentences(docstring: str) -> Iterator[str]:
+    """Yields the sentences of a numpydoc docstring that are prose and long enough."""
+    for paragraph in _paragraphs(docstring):
+        for sentence in _SENTENCE_END.split(_plain(paragraph)):
+            words = [word for word in sentence.split() if re.search(r"[^\W\d_]", word)]
+            if len(words) >= MIN_WORDS:
+                yield sentence
+
+
+def _documented_objects() -> Iterator[tuple[str, str, str]]:
+    """Yields (label, owner, docstring), every object once, methods under their class."""
+    seen: set[int] = set()
+    with warnings.catch_warnings():
+        # Touching deprecated names warns; the corpus wants their prose all the same.
+        warnings.simplefilter("ignore")
+        for label, modules in SUBPACKAGES.items():
+            for module_name in modules:
+                module = importlib.import_module(module_name)
+                for name in sorted(dir(module)):
+                    thing = getattr(module, name, None)
+                    if name.startswith("_") or not callable(thing) or id(thing) in seen:
+                        continue
+                    if not _belongs(thing, module_name.partition(".")[0]):
+                        continue
+                    seen.add(id(thing))
+                    owner = f"{module_name}.{name}"
+                    for docstring in _docstrings(thing):
+                        yield label, owner, docstring
+
+
+def _belongs(thing: Any, root: str) -> bool:
+    """Whether the object is `root`'s own; ufuncs name no module and count as their host's."""
+    return (getattr(thing, "__module__", None) or root).partition(".")[0] == root
+
+
+def _docstrings(thing: Any) -> Iterator[str]:
+    own = inspect.getdoc(thing)
+    if own:
+        yield own
+    if inspect.isclass(thing):
+        for name, member in sorted(vars(thing).items()):
+            docstring = getattr(member, "__doc__", None)
+            described = callable(member) or isinstance(member, property | classmethod)
+            if not name.startswith("_") and described and isinstance(docstring, str):
+                yield inspect.cleandoc(docstring)
+
+
+def _paragraphs(docstring: str) -> Iterator[str]:
+    """Yields prose paragraphs as one line each: no skipped section, heading, field or code."""
+    lines = docstring.splitlines()
+    underlined = [bool(re.fullmatch(r"\s*[-=~]{3,}\s*", line)) for line in [*lines[1:], ""]]
+    skipping = False
+    block: list[str] = []
+    code_indent: int | None = None
+    for line, is_heading in zip(lines, underlined, strict=True):
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if is_heading:
+            skipping = text.lower() in _SKIPPED_SECTIONS
+        if code_indent is not None and text and indent <= code_indent:
+            code_indent = None
+        starts_code = text.endswith("::") or text.startswith(("..", ">>>"))
+        is_prose = not (is_heading or skipping or starts_code or code_indent is not None)
+        is_prose = is_prose and bool(re.search(r"[^\W\d_]", text)) and not _FIELD.match(text)
+        if is_prose:
+            block.append(text)
+        elif block:
+            yield " ".join(block)
+            block = []
+        if starts_code and code_indent is None:
+            code_indent = indent
+    if block:
+        yield " ".join(block)
+
+
+def _plain(paragraph: str) -> str:
+    """Strips reStructuredText marks, keeping the words inside."""
+    text = _ROLE.sub(r"\1", paragraph)
+    text = _FOOTNOTE.sub("", text).replace("`", "").replace("**", "")
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _normalised(text: str) -> str:
+    """The form in which two sentences count as the same: letters and digits only."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
