@@ -68,7 +68,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Removes what saves left behind that a kill cut off; call before the first save."""
         for path in sorted(self._directory.glob(f"{SAVING}*")):
-            self._say(f"{path.name} was cut off by the end of the run before; removed it")
+            self._say(f"removed {path.name}: the run before ended while it was written or deleted")
             shutil.rmtree(path)
 
     def save(self, step: int, state: State, host: dict[str, Any], *, best: int | None) -> None:
@@ -84,8 +84,6 @@ class Checkpoints:
             Exception: whatever stopped the save before this one.
         """
         self.wait()
-        if step in self.steps:
-            return
         saving = self._directory / f"{SAVING}{step:08d}"
         saving.mkdir(parents=True)
         content = {"step": step, "host": host, "fingerprint": fingerprint(state)}
@@ -94,6 +92,8 @@ class Checkpoints:
         def finish() -> None:
             response.result()
             write_seal(saving, content)
+            if self.path(step).exists():  # the same step again, with its evaluation done by now
+                self._delete(step)
             os.rename(saving, self.path(step))
             self._prune(best)
 
@@ -177,6 +177,8 @@ class Checkpoints:
         """Deletes all checkpoints but the latest and the best."""
         for step in self.steps[: -self._keep]:
             if step != best:
-                # Renamed first: a kill in the middle must not leave half of a checkpoint.
-                doomed = self.path(step).rename(self._directory / f"{SAVING}deleted-{step:08d}")
-                shutil.rmtree(doomed)
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint; renamed first, so that a kill cannot leave half of one."""
+        shutil.rmtree(self.path(step).rename(self._directory / f"{SAVING}deleted-{step:08d}"))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from train.common.optim import OptimConfig
 
-NEUTRAL_FIELDS = ("progress", "tensorboard", "dry_run")
+NEUTRAL_FIELDS = ("keep", "progress", "tensorboard", "dry_run")
 """Fields that may differ when a run is resumed: they change nothing that is computed."""
 
 _COUNTS = (

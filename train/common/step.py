@@ -99,6 +99,7 @@ def make_step(
         )
         return jnp.sum(loss), jax.tree.map(partial(jnp.sum, axis=0), named), rest, grads
 
+    @jax.default_matmul_precision(config.matmul_precision)
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         model, count = state["model"], state["optimizer"]["step"]
         loss, named, rest, grads = gradients(state, batch)
@@ -129,9 +130,16 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_predict(task: Task, graphs: Graphs) -> Callable[[dict[str, Any], Batch], Any]:
+def make_predict(
+    task: Task, graphs: Graphs, config: TrainConfig
+) -> Callable[[dict[str, Any], Batch], Any]:
     """Makes the jitted `predict(state["model"], batch)`; it uses the averaged parameters if any."""
-    return jax.jit(lambda model_state, batch: task.predict(graphs.merge_eval(model_state), batch))
+
+    @jax.default_matmul_precision(config.matmul_precision)
+    def predict(model_state: dict[str, Any], batch: Batch) -> Any:
+        return task.predict(graphs.merge_eval(model_state), batch)
+
+    return jax.jit(predict)
 
 
 def squares(tree: Any) -> jax.Array:

@@ -1,0 +1,145 @@
+"""A run directory: one run, one config, one process at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from train.common.config import NEUTRAL_FIELDS, TrainConfig
+from train.common.files import sha256_json, write_json
+from train.common.manifest import add_session, changed_surroundings, flatten, new_manifest
+
+CONFIG, MANIFEST = "config.json", "manifest.json"
+
+
+class RunLock:
+    """Holds a run directory for this process; the kernel lets go of it however the process ends.
+
+    Raises:
+        ValueError: (on entering) another process holds it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / ".lock"
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        """Takes the lock."""
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise ValueError(
+                f"another process is training in {self._path.parent}; wait for it, or give this "
+                "run a directory of its own"
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Releases the lock."""
+        os.close(self._descriptor)
+
+
+def run_config(config: TrainConfig, describe: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in config.json: the task's description and the training config.
+
+    Raises:
+        ValueError: `describe` holds something that JSON cannot.
+    """
+    try:
+        return json.loads(
+            json.dumps({"task": dict(describe), "train": dataclasses.asdict(config)}, default=str)
+        )
+    except TypeError as error:
+        raise ValueError(f"describe must be a mapping that JSON can hold: {error}") from error
+
+
+def claim(
+    run_dir: Path,
+    config: TrainConfig,
+    describe: Mapping[str, Any],
+    *,
+    data_fingerprint: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes config.json and manifest.json into a new run directory, or checks those there.
+
+    Args:
+        run_dir: exists; empty, or of the same run.
+        config: the training config.
+        describe: the task's part of the config.
+        data_fingerprint: sha256 of the task's data.
+        say: told of versions and devices that differ from those the run began with.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: the directory belongs to a run with another config, named field by field, or
+            with other data, or holds something else.
+    """
+    new = run_config(config, describe)
+    if not (run_dir / CONFIG).is_file():
+        if (run_dir / "checkpoints").exists():
+            raise ValueError(f"{run_dir} has checkpoints but no {CONFIG}; use another directory")
+        manifest = new_manifest(
+            seed=config.seed, data_fingerprint=data_fingerprint, config_sha256=sha256_json(new)
+        )
+        write_json(run_dir / MANIFEST, manifest)
+        write_json(run_dir / CONFIG, new)  # last: with it the directory counts as claimed
+        return manifest
+    old = _read(run_dir / CONFIG)
+    if differences := _differences(old, new):
+        raise ValueError(
+            f"{run_dir} belongs to a run with another config; use the same one to resume it, or "
+            "another directory. It has " + "; ".join(differences)
+        )
+    manifest = _read(run_dir / MANIFEST)
+    if manifest.get("data_fingerprint") != data_fingerprint:
+        raise ValueError(
+            f"the data changed since the run in {run_dir} began: fingerprint "
+            f"{manifest.get('data_fingerprint')} then, {data_fingerprint} now; use another "
+            "directory, or the data of then"
+        )
+    if changed := changed_surroundings(manifest):
+        say("resuming elsewhere than begun, so the last bits may differ: " + "; ".join(changed))
+    return manifest
+
+
+def record_session(run_dir: Path, manifest: dict[str, Any], *, resumed_step: int | None) -> None:
+    """Adds this process to the manifest's sessions."""
+    write_json(run_dir / MANIFEST, add_session(manifest, resumed_step=resumed_step))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`field=then, not now` for every field that differs and matters."""
+    before, now = flatten(old), flatten(new)
+    neutral = {f"train.{name}" for name in NEUTRAL_FIELDS}
+    missing = "(absent)"
+    return [
+        f"{name}={before.get(name, missing)!r}, not {now.get(name, missing)!r}"
+        for name in sorted((before.keys() | now.keys()) - neutral)
+        if before.get(name, missing) != now.get(name, missing)
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); put it back or start over") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
