@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from attnjax.operands import AXES
 from attnjax.typing import Index
 
 # Threefry-2x32 passes BigCrush from 13 rounds on (Salmon et al., "Parallel Random Numbers: As Easy
@@ -29,15 +30,25 @@ class Dropout:
     Args:
       rate: probability in `[0, 1)`, a Python number.
       key: a PRNG key, `jax.random.key(...)` or a raw uint32 key.
+      shared: letters of the axes, among B, N, T and S, along which all weights share one fate.
+        `"BN"` gives every head of every batch element the same pattern, as Flax's
+        `broadcast_dropout=True` does.
 
     Raises:
-      ValueError: if the rate is outside `[0, 1)` or the key is not a single PRNG key.
+      ValueError: if the rate is outside `[0, 1)`, the key is not a single PRNG key, or `shared`
+        holds another letter.
     """
 
     rate: float = dataclasses.field(metadata={"static": True})
     key: PRNGKeyArray
+    shared: str = dataclasses.field(default="", metadata={"static": True})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shared, str) or not set(self.shared) <= set(AXES):
+            raise ValueError(
+                f"Dropout.shared: expected letters among {', '.join(AXES)}, such as 'BN', "
+                f"got {self.shared!r}."
+            )
         if not isinstance(self.rate, int | float | np.number) or not 0 <= self.rate < 1:
             raise ValueError(f"Dropout.rate: expected a number in [0, 1), got {self.rate!r}.")
 
@@ -54,7 +65,8 @@ class Dropout:
                 f"got {type(key).__name__}."
             )
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if (typed and key.shape != ()) or (not typed and (key.ndim != 1 or key.dtype != "uint32")):
+        raw = key.dtype == jnp.uint32 and tuple(key.shape) == _raw_key_shape()
+        if not (raw or (typed and key.shape == ())):
             raise ValueError(
                 "Dropout.key: expected a single PRNG key such as jax.random.key(0), got "
                 f"shape {tuple(key.shape)}, dtype {key.dtype}."
@@ -62,21 +74,30 @@ class Dropout:
         return jax.random.bits(key, (2,), jnp.uint32)
 
 
-def keep(words: Array, rate: float, index: Index) -> Array:
+def keep(words: Array, rate: float, index: Index, shared: str) -> Array:
     """Decides which weights stay.
 
     Args:
       words: uint32 `[2]`, from `Dropout.words`.
       rate: probability of dropping a weight.
       index: global positions that broadcast against each other.
+      shared: as in `Dropout`.
 
     Returns:
-      bool of the index's broadcast shape, True with probability `1 - rate`.
+      bool, True with probability `1 - rate`, of the broadcast shape of the positions, with size 1
+      along the shared axes where only they vary.
     """
-    b, h, q, k = (x.astype(jnp.uint32) for x in index)
+    b, h, q, k = (
+        jnp.zeros((1,) * x.ndim, jnp.uint32) if letter in shared else x.astype(jnp.uint32)
+        for letter, x in zip(AXES, index, strict=True)
+    )
     per_head = _threefry(words[0], words[1], b, h)
     bits, _ = _threefry(*per_head, q, k)
     return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def _raw_key_shape() -> tuple[int, ...]:
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def _threefry(key0: Array, key1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:

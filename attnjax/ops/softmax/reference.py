@@ -13,7 +13,7 @@ from attnjax.numerics import MASKED, default_precision, finite_max, poison, spli
 from attnjax.operands import whole
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
-from attnjax.scores import ScoreMod
+from attnjax.scores import ScoreMod, check_scores
 from attnjax.typing import Index
 
 
@@ -45,10 +45,10 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
     score *= problem.scale.astype(dtype)
     for mod in problem.score_mods:
         if isinstance(mod, ScoreMod):
-            tiles = (fetch(o) for o in mod.operands(size))
-            score = mod.apply(score, index, *tiles)
+            new = mod.apply(score, index, *(fetch(o) for o in mod.operands(size)))
         else:
-            score = mod(score, *index)
+            new = mod(score, *index)
+        score = check_scores(new, score)
     # The flags return after the score_mods, so that no derivative is taken at a NaN.
     score += poison(jnp.swapaxes(q_bad, 1, 2), dtype)[..., None]
     score += poison(jnp.swapaxes(kv_bad, 1, 2), dtype)[..., None, :]
@@ -60,19 +60,22 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
     sinks = None
     if problem.sinks is not None:
         sinks = jnp.where(empty, MASKED, problem.sinks.astype(dtype)[:, None])
-        shift = jnp.maximum(shift, jax.lax.stop_gradient(finite_max(sinks)))
+        shift = finite_max(jnp.maximum(row_max, jax.lax.stop_gradient(sinks)))
     shifted = score - shift[..., None]
-    weight = jnp.where(score == MASKED, 0, jnp.exp(shifted))
+    masked = score == MASKED
+    weight = jnp.where(masked, 0, jnp.exp(shifted))
     total = jnp.sum(weight, axis=-1)
     if sinks is not None:
         total += jnp.exp(sinks - shift)
     total = jnp.where(empty, 1, total)
-    weight /= total[..., None]
+    # Again, because 0 divided by the NaN total of a row that sees a NaN would be NaN.
+    weight = jnp.where(masked, 0, weight / total[..., None])
 
     kept = weight
     if problem.dropout is not None:
-        kept_share = 1 - problem.dropout.rate
-        chosen = keep(problem.dropout.words(), problem.dropout.rate, index)
+        dropout = problem.dropout
+        kept_share = 1 - dropout.rate
+        chosen = keep(dropout.words(), dropout.rate, index, dropout.shared)
         kept = jnp.where(chosen, weight / kept_share, 0)
     out = jnp.einsum("bnts,bsnd->btnd", kept, v, precision=precision)
     out = out.astype(problem.v.dtype)
@@ -84,8 +87,9 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
     log_weight = jnp.where(positive, shifted, 0) - jnp.log(total)[..., None]
     entropy = -jnp.sum(weight * jnp.where(positive, log_weight, 0), axis=-1)
     if sinks is not None:
-        log_sink = jnp.where(empty, 0, sinks - shift - jnp.log(total))
-        entropy -= jnp.where(empty, 0, jnp.exp(log_sink)) * log_sink
+        absent = sinks == MASKED
+        log_sink = jnp.where(absent, 0, sinks - shift - jnp.log(total))
+        entropy -= jnp.where(absent, 0, jnp.exp(log_sink)) * log_sink
     distance = jnp.sum(weight * jnp.abs(index.q - index.k), axis=-1)
     stop = jax.lax.stop_gradient
     return out, AttentionStats(
