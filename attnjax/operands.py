@@ -109,11 +109,13 @@ def declare(name: str, array: Array, letter: str) -> Operand:
       The operand.
 
     Raises:
-      ValueError: if no reading of the rank ends in `letter`.
+      ValueError: if it is no array, or no reading of its rank ends in `letter`.
     """
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise ValueError(f"{name}: expected arrays, got {type(array).__name__}.")
     leading = AXES[: AXES.index(letter)].replace("T", "")
     by_rank = {1: letter, 2: "B" + letter, len(leading) + 1: leading + letter}
-    if array.ndim not in by_rank:
+    if len(array.shape) not in by_rank:
         shapes = " or ".join("[" + ", ".join(axes) + "]" for axes in by_rank.values())
         raise ValueError(f"{name}: expected an array {shapes}, got shape {tuple(array.shape)}.")
-    return Operand(name, array, by_rank[array.ndim])
+    return Operand(name, array, by_rank[len(array.shape)])

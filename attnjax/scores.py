@@ -226,7 +226,12 @@ class RelativeBias(ScoreMod):
         )
 
     def operands(self, sizes: Mapping[str, int]) -> tuple[Operand, ...]:
-        T, S = sizes["T"], sizes["S"]
+        N, T, S = sizes["N"], sizes["T"], sizes["S"]
+        if self.table.shape[0] not in (1, N):
+            raise ValueError(
+                f"relative_bias.table: expected shape [N={N}, C] (or 1 head for all), "
+                f"got {tuple(self.table.shape)}."
+            )
         by_distance = jnp.take(self.table, self.bucket(jnp.arange(1 - T, S)), axis=1)
         return (Operand("relative_bias.table", by_distance, "NR"),)
 
@@ -424,7 +429,7 @@ def score_mod(
         raise ValueError(f"score_mod.fn: expected a function, got {type(fn).__name__}.")
     for name, value in (("per_head", per_head), ("per_query", per_query), ("per_key", per_key)):
         for leaf in jax.tree.leaves(value):
-            if not hasattr(leaf, "shape"):
+            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
                 raise ValueError(
                     f"score_mod.{name}: expected arrays, got {type(leaf).__name__}. "
                     "Numbers can simply be closed over."
@@ -451,6 +456,25 @@ def as_score_mods(value: Any) -> tuple[ScoreMod | ScoreFn, ...]:
                 f"attnjax's score_mods, or a tuple of them; got {type(mod).__name__}.{hint}"
             )
     return mods
+
+
+def check_scores(new: Array, score: Array) -> Array:
+    """Checks what a score_mod returned, and returns it in the dtype of the scores it was given.
+
+    Raises:
+      ValueError: if it is of another shape, or not float.
+    """
+    dtype = getattr(new, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(new).__name__ if dtype is None else f"dtype {dtype}"
+        raise ValueError(f"score_mod: expected float scores as its result, got {got}.")
+    # No broadcasting: a result such as score.sum() would pass, and differ from block to block.
+    if new.shape != score.shape:
+        raise ValueError(
+            f"score_mod: expected a result of the shape of its scores, {score.shape}, "
+            f"got {new.shape}. To ignore the scores, return jnp.broadcast_to(new, score.shape)."
+        )
+    return new.astype(score.dtype)
 
 
 def _check_floats(name: str, x: Any) -> None:

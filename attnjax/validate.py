@@ -11,6 +11,7 @@ import numpy as np
 
 from attnjax.dropout import Dropout
 from attnjax.masks import as_mask
+from attnjax.numerics import accumulation_dtype
 from attnjax.ops.softmax.problem import Problem
 from attnjax.scores import ScoreMod, as_score_mods
 
@@ -48,6 +49,7 @@ def make_problem(
     Raises:
       ValueError: naming the argument, what was expected and what came.
     """
+    q, k, v = (jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in (q, k, v))
     _check_arrays(q, k, v)
     (B, T, N, H), S = q.shape, k.shape[1]
     sizes = {"B": B, "T": T, "S": S, "N": N}
@@ -81,7 +83,16 @@ def make_problem(
     if not isinstance(stats, bool | np.bool_):
         raise ValueError(f"stats: expected True or False, got {stats!r}.")
     return Problem(
-        q, k, v, mask, mods, _scale(scale, H), sinks, dropout, _precision(precision), bool(stats)
+        q,
+        k,
+        v,
+        mask,
+        mods,
+        _scale(scale, H, accumulation_dtype(q.dtype)),
+        sinks,
+        dropout,
+        _precision(precision),
+        bool(stats),
     )
 
 
@@ -109,8 +120,11 @@ def _check_arrays(q: Any, k: Any, v: Any) -> None:
         raise ValueError(
             f"q: expected a number of heads N that is a multiple of k's K={K}, got N={N}."
         )
-    if H == 0:
-        raise ValueError(f"q: expected a head width H of at least 1, got shape {tuple(q.shape)}.")
+    for name, letter, x in (("q", "H", q), ("v", "D", v)):
+        if x.shape[3] == 0:
+            raise ValueError(
+                f"{name}: expected a head width {letter} of at least 1, got shape {tuple(x.shape)}."
+            )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(
             f"q, k, v: expected one dtype, got {q.dtype}, {k.dtype}, {v.dtype}. "
@@ -118,13 +132,13 @@ def _check_arrays(q: Any, k: Any, v: Any) -> None:
         )
 
 
-def _scale(scale: Any, H: int) -> Any:
+def _scale(scale: Any, H: int, dtype: jnp.dtype) -> Any:
     if scale is None:
-        return jnp.asarray(1 / math.sqrt(H), jnp.float32)
+        return jnp.asarray(1 / math.sqrt(H), dtype)
     if isinstance(scale, int | float | np.number) and not isinstance(scale, bool):
         if not math.isfinite(scale):
             raise ValueError(f"scale: expected a finite number, got {scale!r}.")
-        return jnp.asarray(scale, jnp.float32)
+        return jnp.asarray(scale, dtype)
     if not hasattr(scale, "dtype") or not jnp.issubdtype(scale.dtype, jnp.floating):
         raise ValueError(f"scale: expected a number, a float scalar array or None, got {scale!r}.")
     if tuple(scale.shape):

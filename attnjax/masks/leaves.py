@@ -256,6 +256,11 @@ class Where(Mask):
                 "Where.fn: expected a function fn(b, h, q_idx, k_idx, ...) -> bool, "
                 f"got {type(fn).__name__}."
             )
+        if block_rule is not None and not callable(block_rule):
+            raise ValueError(
+                "Where.block_rule: expected a function block_rule(q_lo, q_hi, k_lo, k_hi) -> "
+                f"(some, all) or None, got {type(block_rule).__name__}."
+            )
         self._set(fn=fn, per_query=per_query, per_key=per_key, block_rule=block_rule)
         self.operands()
 
@@ -272,10 +277,19 @@ class Where(Mask):
             for x in (self.per_query, self.per_key)
             if x is not None
         ]
-        result = jnp.asarray(self.fn(*index, *declared))
-        if result.dtype != jnp.bool_:
-            raise ValueError(f"Where.fn: expected a bool result, got dtype {result.dtype}.")
-        return result
+        result = self.fn(*index, *declared)
+        if not isinstance(result, bool) and getattr(result, "dtype", None) != jnp.bool_:
+            got = getattr(result, "dtype", type(result).__name__)
+            raise ValueError(f"Where.fn: expected a bool result, got {got}.")
+        shape, tile = jnp.shape(result), jnp.broadcast_shapes(*(i.shape for i in index))
+        if len(shape) > len(tile) or any(
+            n not in (1, m) for n, m in zip(shape[::-1], tile[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"Where.fn: expected a result that broadcasts to its index arrays' shape {tile}, "
+                f"got shape {shape}. Compute it elementwise from b, h, q_idx and k_idx."
+            )
+        return jnp.asarray(result)
 
     def bounds(self, grid: Grid) -> Bounds:
         if self.block_rule is None:
@@ -289,11 +303,22 @@ def _integers(name: str, x: Any) -> None:
         raise ValueError(f"{name}: expected an integer array, got {type(x).__name__}.")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"{name}: expected an integer array, got dtype {x.dtype}.")
+    if isinstance(x, np.ndarray) and x.size and x.dtype.itemsize >= 4:
+        # JAX would wrap them to 32 bits, and unequal ids would become equal.
+        for extreme in (int(x.min()), int(x.max())):
+            if not -(2**31) <= extreme < 2**31:
+                raise ValueError(f"{name}: expected values that fit into int32, got {extreme}.")
 
 
 def _number(name: str, x: Any) -> Any:
     """Checks an integer, or an integer array `[]` or `[B]`."""
     if isinstance(x, int | np.integer) and not isinstance(x, bool):
+        # Positions are int32: a larger number would wrap where it is added to one.
+        if abs(int(x)) > 2**30:
+            raise ValueError(
+                f"{name}: expected an integer within +-2**30, got {x}. "
+                "To leave a side open, pass None where it is allowed, or leave the mask away."
+            )
         return int(x)
     if isinstance(x, bool) or not hasattr(x, "dtype"):
         raise ValueError(f"{name}: expected an integer or an integer array, got {x!r}.")

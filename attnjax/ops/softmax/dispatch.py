@@ -67,7 +67,7 @@ def choose(problem: Problem, implementation: str | None) -> Choice:
       ValueError: for an unknown name.
       NotImplementedError: if the named implementation can't compute this problem.
     """
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
+    if implementation is not None and implementation not in tuple(IMPLEMENTATIONS):
         known = ", ".join(sorted(IMPLEMENTATIONS))
         raise ValueError(
             f"implementation: expected None or one of {known}; got {implementation!r}."
@@ -109,7 +109,7 @@ def attend(
     """
     name = choose(problem, implementation).name
     size = problem.sizes
-    if 0 in (size[a] for a in "BTSND"):
+    if 0 in (size[a] for a in "BTSN"):
         return _nothing(problem)
     # Without this, an eager call would compile its loops anew every time. Functions of the caller
     # stay outside, for their closures may change between calls.
