@@ -21,7 +21,7 @@ LAYERS = (
     ("attnjax.masks", "attnjax.scores", "attnjax.dropout"),
     ("attnjax.ops",),
     ("attnjax.sharding",),
-    ("attnjax.api",),
+    ("attnjax.validate", "attnjax.api"),
     ("attnjax",),  # the package itself: attention, explain and what they take, by one name each
     ("attnjax.nn",),
     ("attnjax.focus",),
@@ -149,6 +149,11 @@ def test_import_pulls_in_nothing_heavy():
     assert not heavy & loaded
 
 
+def test_nn_is_reached_by_its_name():
+    # Flax NNX imports optax, so attnjax imports its modules only when they are asked for.
+    _run("import attnjax, sys; assert 'attnjax.nn' not in sys.modules; attnjax.nn.__all__")
+
+
 def test_import_is_cheap():
     # Processor time, not wall time: the other test workers share the cores.
     code = (
@@ -192,4 +197,4 @@ def test_readme_commands_exist():
 
 @pytest.mark.parametrize("block", _readme_blocks("python"))
 def test_readme_examples_run(block):
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "<README.md>", "exec"), {})
