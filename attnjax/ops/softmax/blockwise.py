@@ -1,3 +1,551 @@
-"""Placeholder."""
+"""Attention in loops over blocks, in plain XLA: every platform's fallback and the CPU's choice.
 
-from attnjax.ops.softmax.reference import attend
+Visits only blocks that the mask does not exclude, and applies the mask only in those it cuts.
+Memory is O(T + S), forward and backward. Sources: Milakov and Gimelshein, "Online normalizer
+calculation for softmax" (2018); Dao, "FlashAttention-2" (2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from attnjax.dropout import keep
+from attnjax.numerics import (
+    LOWEST_EXPONENT,
+    MASKED,
+    finite_max,
+    matmul_dtype,
+    poison,
+    split_nonfinite,
+)
+from attnjax.ops.derivatives import differentiable
+from attnjax.ops.lowering import Program, lower_mask, lower_scores
+from attnjax.ops.schedule import Schedule, make_schedules
+from attnjax.ops.softmax.problem import Problem
+from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.tiles import Origin, Tiling
+from attnjax.typing import Index
+
+_REFUSAL = (
+    "A second reverse-mode derivative of blockwise attention is not available. Use forward mode "
+    "for the outer derivative (jax.jvp of jax.grad, jax.hessian), or implementation='reference'."
+)
+
+Carry = tuple[Array, ...]
+
+
+def attend(
+    problem: Problem, *, block_q: int = 512, block_k: int = 512
+) -> tuple[Array, AttentionStats | None]:
+    """Computes attention block by block.
+
+    Args:
+      problem: the call; no axis may be empty.
+      block_q: queries in a block.
+      block_k: keys in a block.
+
+    Returns:
+      The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
+    """
+    tiling = make_tiling(problem, block_q, block_k)
+    dtype = problem.accumulation_dtype
+    dropout = problem.dropout
+    settings = None if dropout is None else (dropout.rate, dropout.shared)
+    scores = lower_scores(problem.score_mods, problem.scale, tiling, dtype)
+    mask = lower_mask(problem.mask, tiling)
+    kernel = _Kernel(tiling, scores, mask, dtype, problem.matmul_precision, problem.stats, settings)
+    arguments = _Arguments(
+        *(_heads_first(x) for x in (problem.q, problem.k, problem.v)),
+        None if problem.sinks is None else problem.sinks.reshape(tiling.K, tiling.groups),
+        scores.arrays,
+        mask.arrays,
+        None if dropout is None else dropout.words(),
+        *make_schedules(problem.mask, tiling),
+    )
+    flat, structure = jax.tree.flatten(arguments)
+    # The kernel must not hold the caller's arrays, for it outlives the trace that they belong to.
+    op = differentiable(
+        functools.partial(_forward, kernel.bare(), structure),
+        functools.partial(_backward, kernel.bare(), structure),
+        num_smooth=3 if problem.stats else 1,
+        refusal=_REFUSAL,
+    )
+    out, *rows = op(*flat)
+    B, T, N, D = (problem.sizes[a] for a in "BTND")
+    out = jnp.moveaxis(out.reshape(B, N, T, D), 1, 2)
+    if not problem.stats:
+        return out, None
+    logsumexp, entropy, max_logit, sink_mass, distance = (
+        x.reshape(B, N, T).astype(jnp.float32) for x in rows
+    )
+    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+
+
+def make_tiling(problem: Problem, block_q: int = 512, block_k: int = 512) -> Tiling:
+    """Chooses the tiles of a call.
+
+    One batch element is a tile of its own, so that its blocks are skipped by its own mask and a
+    tile stays in cache, unless the sequences are so short that there is little to skip.
+    """
+    size = problem.sizes
+    block_q, block_k = min(block_q, size["T"]), min(block_k, size["S"])
+    blocks = -(-size["T"] // block_q) * -(-size["S"] // block_k)
+    block_b = size["B"] if blocks < 4 else 1
+    return Tiling(size["B"], size["T"], size["S"], size["N"], size["K"], block_b, block_q, block_k)
+
+
+class _Arguments(NamedTuple):
+    """Everything that the kernel computes with; q, k and v as `[B, K, (G,) time, width]`."""
+
+    q: Array
+    k: Array
+    v: Array
+    sinks: Array | None
+    scores: tuple[Array, ...]
+    mask: tuple[Array, ...]
+    dropout: Array | None
+    by_query: Schedule
+    by_key: Schedule
+
+
+def _heads_first(x: Array) -> Array:
+    return jnp.moveaxis(x, 2, 1)
+
+
+def _take(x: Array, starts: tuple[Array | int, ...], lengths: tuple[int, ...]) -> Array:
+    return jax.lax.dynamic_slice(x, starts, lengths)
+
+
+class _Inputs(NamedTuple):
+    """Queries, keys and values without their NaNs and infinities, and where those were."""
+
+    q: Array
+    k: Array
+    v: Array
+    bad_rows: Array
+    bad_keys: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """What is static in a call, and the steps that forward and backward share."""
+
+    tiling: Tiling
+    scores: Program
+    mask: Program
+    dtype: jnp.dtype
+    precision: Any
+    stats: bool
+    dropout: tuple[float, str] | None
+
+    def bare(self) -> _Kernel:
+        """Returns the kernel without the arrays of its programs."""
+        return dataclasses.replace(self, scores=self.scores.bare(), mask=self.mask.bare())
+
+    def bind(self, arguments: _Arguments) -> _Kernel:
+        """Returns the kernel with the arrays of its programs taken from the arguments."""
+        return dataclasses.replace(
+            self,
+            scores=self.scores.with_arrays(arguments.scores),
+            mask=self.mask.with_arrays(arguments.mask),
+        )
+
+    def inputs(self, arguments: _Arguments) -> _Inputs:
+        """Prepares queries, keys and values for matrix products."""
+        tiling = self.tiling
+        q, k, v = (x.astype(matmul_dtype(x.dtype)) for x in (arguments.q, arguments.k, arguments.v))
+        q = q.reshape(tiling.B, tiling.K, tiling.groups, tiling.T, q.shape[-1])
+        (q, q_bad), (k, k_bad), (v, v_bad) = (split_nonfinite(x) for x in (q, k, v))
+        return _Inputs(q, k, v, poison(q_bad, self.dtype), poison(k_bad | v_bad, self.dtype))
+
+    def rows(self, x: Array, at: Origin) -> Array:
+        """Cuts `[B, K, G, T, ...]` to the rows of a tile."""
+        t = self.tiling
+        return _take(
+            x,
+            (at.b, 0, 0, at.q, *(0,) * (x.ndim - 4)),
+            (t.block_b, t.K, t.groups, t.block_q, *x.shape[4:]),
+        )
+
+    def put_rows(self, x: Array, new: Array, at: Origin, index: Index, i: Array) -> Array:
+        """Writes the rows of a tile, leaving those that belong to the tile before."""
+        if self.tiling.T % self.tiling.block_q:
+            own = (index.q >= i * self.tiling.block_q).reshape(1, 1, 1, -1, *(1,) * (x.ndim - 4))
+            new = jnp.where(own, new, self.rows(x, at))
+        return jax.lax.dynamic_update_slice(x, new, (at.b, 0, 0, at.q, *(0,) * (x.ndim - 4)))
+
+    def keys(self, x: Array, at: Origin) -> Array:
+        """Cuts `[B, K, S, ...]` to the keys of a tile."""
+        t = self.tiling
+        return _take(
+            x, (at.b, 0, at.k, *(0,) * (x.ndim - 3)), (t.block_b, t.K, t.block_k, *x.shape[3:])
+        )
+
+    def dot(self, left: Array, right: Array, contract: tuple[int, int]) -> Array:
+        """Multiplies `[B', K, x, y]` by `[B', K, z, w]` over one axis of each."""
+        return jax.lax.dot_general(
+            left,
+            right,
+            (((contract[0],), (contract[1],)), ((0, 1), (0, 1))),
+            precision=self.precision,
+            preferred_element_type=self.dtype,
+        )
+
+    def fold(self, x: Array) -> Array:
+        """Folds the query groups into the rows: `[B', K, G * block_q, ...]`."""
+        return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+    def dots(self, q: Array, k: Array) -> Array:
+        """Multiplies folded rows by keys: one tile of dot products."""
+        return self.dot(q, k, (3, 3)).reshape(self.tiling.score_shape)
+
+    def allowed(self, index: Index, at: Origin, i: Array, j: Array, *, own_rows: bool) -> Array:
+        """Evaluates the mask on a tile, without what belongs to another tile."""
+        t = self.tiling
+        allowed = self.mask(*index, inputs=self.mask.inputs(t, at))
+        if t.S % t.block_k:
+            allowed &= index.k >= j * t.block_k
+        if own_rows and t.T % t.block_q:
+            allowed &= index.q >= i * t.block_q
+        return allowed
+
+    def drop(self, words: Array | None, index: Index, *tiles: Array) -> tuple[Array, ...]:
+        """Applies dropout to tiles: what is dropped becomes 0, the rest is scaled up."""
+        if self.dropout is None or words is None:
+            return tiles
+        rate, shared = self.dropout
+        chosen = keep(words, rate, index, shared)
+        return tuple(jnp.where(chosen, x / (1 - rate), 0) for x in tiles)
+
+
+class _Softmax(NamedTuple):
+    """The running state of some rows: everything is relative to the largest score so far."""
+
+    largest: Array
+    total: Array
+    out: Array
+    score_sum: Array | None
+    distance: Array | None
+    first: Array | None
+
+
+def _forward(
+    kernel: _Kernel, structure: Any, flat: tuple[Array, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Computes outputs and statistics; the residuals are what the backward pass reuses."""
+    arguments: _Arguments = jax.tree.unflatten(structure, flat)
+    kernel = kernel.bind(arguments)
+    t, dtype = kernel.tiling, kernel.dtype
+    inputs = kernel.inputs(arguments)
+    batches, blocks, _ = t.counts
+    width = inputs.v.shape[-1]
+    schedule = arguments.by_query
+
+    def one_block(n: Array, written: Carry) -> Carry:
+        b, i = n // blocks, n % blocks
+        at = t.origin(b, i, jnp.int32(0))
+        q = kernel.fold(kernel.rows(inputs.q, at))
+
+        def visit(n: Array, state: _Softmax, *, partial: bool) -> _Softmax:
+            j = schedule.order[b, i, n]
+            here = at._replace(k=t.origin(b, i, j).k)
+            return _update(kernel, arguments, inputs, q, state, here, i, j, partial=partial)
+
+        zero = jnp.zeros(t.row_shape, dtype)
+        state = _Softmax(
+            jnp.full(t.row_shape, MASKED, dtype),
+            zero,
+            jnp.zeros((*t.row_shape, width), dtype),
+            *((zero, zero, jnp.full_like(zero, MASKED)) if kernel.stats else (None,) * 3),
+        )
+        full, visited = schedule.num_full[b, i], schedule.num_visited[b, i]
+        state = jax.lax.fori_loop(0, full, functools.partial(visit, partial=False), state)
+        state = jax.lax.fori_loop(full, visited, functools.partial(visit, partial=True), state)
+        bad = kernel.rows(inputs.bad_rows, at)
+        rows = _finish(state, arguments.sinks, bad)
+        index = t.index(at)
+        return tuple(
+            kernel.put_rows(x, new.astype(x.dtype), at, index, i)
+            for x, new in zip(written, rows, strict=True)
+        )
+
+    shape = (t.B, t.K, t.groups, t.T)
+    numbers = 5 if kernel.stats else 1
+    empty = (
+        jnp.zeros((*shape, width), arguments.v.dtype),
+        *(jnp.zeros(shape, dtype) for _ in range(numbers)),
+    )
+    out, *rows = jax.lax.fori_loop(0, batches * blocks, one_block, empty)
+    residuals = (out, *rows[:2]) if kernel.stats else (out, rows[0])
+    return ((out, *rows) if kernel.stats else (out,)), residuals
+
+
+def _update(
+    kernel: _Kernel,
+    arguments: _Arguments,
+    inputs: _Inputs,
+    q: Array,
+    state: _Softmax,
+    at: Origin,
+    i: Array,
+    j: Array,
+    *,
+    partial: bool,
+) -> _Softmax:
+    """Takes one block of keys into the running softmax of one block of rows."""
+    t = kernel.tiling
+    index = t.index(at)
+    k, v = kernel.keys(inputs.k, at), kernel.keys(inputs.v, at)
+    score = kernel.scores(kernel.dots(q, k), *index, inputs=kernel.scores.inputs(t, at))
+    score = score + kernel.keys(inputs.bad_keys, at)[:, :, None, None, :]
+    if partial:
+        allowed = kernel.allowed(index, at, i, j, own_rows=False)
+        score = jnp.where(allowed, score, MASKED)
+    largest = jnp.maximum(state.largest, jax.lax.stop_gradient(jnp.max(score, axis=-1)))
+    shift = finite_max(largest)
+    shrink = jnp.exp(state.largest - shift)
+    exponent = score - shift[..., None]
+    weight = jnp.exp(exponent)
+    (kept,) = kernel.drop(arguments.dropout, index, weight)
+    product = kernel.dot(kernel.fold(kept).astype(v.dtype), v, (3, 2))
+    out = state.out * shrink[..., None] + product.reshape(state.out.shape)
+    total = state.total * shrink + jnp.sum(weight, axis=-1)
+    if not kernel.stats:
+        return _Softmax(largest, total, out, None, None, None)
+    assert state.score_sum is not None and state.distance is not None and state.first is not None
+    moved = jnp.maximum(state.largest - shift, LOWEST_EXPONENT)
+    score_sum = shrink * (state.score_sum + state.total * moved)
+    score_sum += jnp.sum(weight * jnp.maximum(exponent, LOWEST_EXPONENT), axis=-1)
+    reach = jnp.abs(index.q - index.k).astype(weight.dtype)
+    distance = state.distance * shrink + jnp.sum(weight * reach, axis=-1)
+    first = jnp.where(j == 0, score[..., 0], state.first)
+    return _Softmax(largest, total, out, score_sum, distance, first)
+
+
+def _finish(state: _Softmax, sinks: Array | None, bad: Array) -> tuple[Array, ...]:
+    """Normalises finished rows: output, logsumexp and, if wanted, the other statistics."""
+    empty = state.largest == MASKED
+    largest, total, out, score_sum = (
+        finite_max(state.largest),
+        state.total,
+        state.out,
+        state.score_sum,
+    )
+    shift, shrink = largest, jnp.ones_like(total)
+    if sinks is not None:
+        sink = jnp.broadcast_to(sinks[None, :, :, None].astype(total.dtype), total.shape)
+        shift = jax.lax.stop_gradient(jnp.maximum(largest, sink))
+        shrink = jnp.exp(largest - shift)
+        weight = jnp.exp(sink - shift)
+        if score_sum is not None:
+            moved = jnp.maximum(largest - shift, LOWEST_EXPONENT)
+            score_sum = shrink * (score_sum + total * moved)
+            score_sum += weight * jnp.maximum(sink - shift, LOWEST_EXPONENT)
+        total = total * shrink + weight
+    # The flags of bad queries return here; an empty row saw nothing, its own NaN included.
+    spoil = jnp.where(empty, 0, bad)
+    total = jnp.where(empty, 1, total) + spoil
+    out = out * jnp.where(empty, 0, shrink / total)[..., None]
+    logsumexp = jnp.where(empty, MASKED, jnp.log(total) + shift)
+    if score_sum is None:
+        return out, logsumexp
+    entropy = jnp.where(empty, 0, jnp.log(total) - score_sum / total)
+    first = jnp.where(empty, 0, jnp.exp(state.first - logsumexp))
+    distance = jnp.where(empty, 0, state.distance * shrink / total)
+    return out, logsumexp, entropy, state.largest + spoil, first, distance
+
+
+def _backward(
+    kernel: _Kernel,
+    structure: Any,
+    flat: tuple[Array, ...],
+    residuals: tuple[Array, ...],
+    cotangents: tuple[Array | None, ...],
+    wanted: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Computes the cotangents of everything that is wanted, from recomputed blocks."""
+    arguments: _Arguments = jax.tree.unflatten(structure, flat)
+    want: _Arguments = jax.tree.unflatten(structure, wanted)
+    kernel = kernel.bind(arguments)
+    t, dtype = kernel.tiling, kernel.dtype
+    inputs = kernel.inputs(arguments)
+    rows = _row_terms(residuals, cotangents, dtype)
+    batches, _, blocks = t.counts
+    schedule = arguments.by_key
+
+    def one_block(n: Array, totals: _Totals) -> _Totals:
+        b, j = n // blocks, n % blocks
+        at = t.origin(b, jnp.int32(0), j)
+
+        def visit(n: Array, sums: Carry, *, partial: bool) -> Carry:
+            i = schedule.order[b, j, n]
+            here = at._replace(q=t.origin(b, i, j).q)
+            return _pull_back(kernel, arguments, inputs, rows, sums, here, i, j, partial=partial)
+
+        dk, dv = (
+            jnp.zeros((t.block_b, t.K, t.block_k, x.shape[-1]), dtype) for x in (inputs.k, inputs.v)
+        )
+        sums = (totals.q, dk, dv, totals.scores)
+        full, visited = schedule.num_full[b, j], schedule.num_visited[b, j]
+        sums = jax.lax.fori_loop(0, full, functools.partial(visit, partial=False), sums)
+        sums = jax.lax.fori_loop(full, visited, functools.partial(visit, partial=True), sums)
+        dq, dk, dv, dscores = sums
+        return _Totals(dq, _add_keys(totals.k, dk, at), _add_keys(totals.v, dv, at), dscores)
+
+    zeros = _Totals(
+        *(jnp.zeros(x.shape, dtype) for x in (inputs.q, inputs.k, inputs.v)),
+        tuple(
+            jnp.zeros(x.shape, jnp.promote_types(x.dtype, dtype)) if w else None
+            for x, w in zip(arguments.scores, want.scores, strict=True)
+        ),
+    )
+    totals = jax.lax.fori_loop(0, batches * blocks, one_block, zeros)
+    grads = _Arguments(
+        totals.q.reshape(arguments.q.shape),
+        totals.k,
+        totals.v,
+        _sinks_gradient(arguments.sinks, rows) if want.sinks else None,
+        totals.scores,
+        (None,) * len(arguments.mask),
+        None,
+        Schedule(None, None, None),  # type: ignore[arg-type]
+        Schedule(None, None, None),  # type: ignore[arg-type]
+    )
+    leaves = jax.tree.leaves(grads, is_leaf=lambda x: x is None)
+    absent = jax.tree.leaves(arguments, is_leaf=lambda x: x is None)
+    present = [g for g, x in zip(leaves, absent, strict=True) if x is not None]
+    return tuple(
+        g.astype(x.dtype) if w and g is not None else None
+        for g, x, w in zip(present, flat, wanted, strict=True)
+    )
+
+
+class _Rows(NamedTuple):
+    """What the backward pass needs of each row, `[B, K, G, T]`, and the output's cotangent."""
+
+    out: Array
+    logsumexp: Array
+    delta: Array
+    entropy: Array | None
+    entropy_cotangent: Array | None
+
+
+class _Totals(NamedTuple):
+    """Cotangents so far."""
+
+    q: Array
+    k: Array
+    v: Array
+    scores: tuple[Array | None, ...]
+
+
+def _row_terms(
+    residuals: tuple[Array, ...], cotangents: tuple[Array | None, ...], dtype: jnp.dtype
+) -> _Rows:
+    """Reduces the cotangents of a row to what its scores need.
+
+    With weights p, scores s and the cotangents do, dl of logsumexp and de of entropy:
+    `ds = p * (do.v - (do.out - dl) - de * (log(p) + entropy))`.
+    """
+    out, logsumexp, *rest = residuals
+    empty = logsumexp == MASKED
+    d_out, d_logsumexp, d_entropy = (*cotangents, None, None)[:3]
+    d_out = jnp.zeros_like(out) if d_out is None else d_out
+    d_out = jnp.where(empty[..., None], 0, d_out)
+    delta = jnp.sum(d_out.astype(dtype) * out.astype(dtype), axis=-1)
+    if d_logsumexp is not None:
+        delta = delta - jnp.where(empty, 0, d_logsumexp)
+    if d_entropy is not None:
+        d_entropy = jnp.where(empty, 0, d_entropy)
+    return _Rows(
+        d_out,
+        # exp(score - inf) is 0: an empty row has no weights, whatever its scores.
+        jnp.where(empty, jnp.inf, logsumexp),
+        delta,
+        rest[0] if d_entropy is not None else None,
+        d_entropy,
+    )
+
+
+def _pull_back(
+    kernel: _Kernel,
+    arguments: _Arguments,
+    inputs: _Inputs,
+    rows: _Rows,
+    sums: tuple,
+    at: Origin,
+    i: Array,
+    j: Array,
+    *,
+    partial: bool,
+) -> tuple:
+    """Adds what one block contributes to the cotangents."""
+    t = kernel.tiling
+    dq, dk, dv, dscores = sums
+    index = t.index(at)
+    q = kernel.fold(kernel.rows(inputs.q, at))
+    k, v = kernel.keys(inputs.k, at), kernel.keys(inputs.v, at)
+    d_out = kernel.fold(kernel.rows(rows.out, at)).astype(v.dtype)
+    dots = kernel.dots(q, k)
+    captured = kernel.scores.inputs(t, at)
+    moved = [n for n, total in enumerate(dscores) if total is not None]
+
+    def score_of(dots: Array, *some: Array) -> Array:
+        given = list(captured)
+        for n, x in zip(moved, some, strict=True):
+            given[n] = x
+        return kernel.scores(dots, *index, inputs=given)
+
+    score, pull = jax.vjp(score_of, dots, *(captured[n] for n in moved))
+    log_weight = score - kernel.rows(rows.logsumexp, at)[..., None]
+    weight = jnp.exp(log_weight)
+    allowed = kernel.allowed(index, at, i, j, own_rows=True) if partial else None
+    if allowed is not None:
+        weight = jnp.where(allowed, weight, 0)
+    d_weight = kernel.dot(d_out, v, (3, 3)).reshape(t.score_shape)
+    kept, d_weight = kernel.drop(arguments.dropout, index, weight, d_weight)
+    dv = dv + kernel.dot(kernel.fold(kept).astype(v.dtype), d_out, (2, 2))
+    slope = d_weight - kernel.rows(rows.delta, at)[..., None]
+    if rows.entropy is not None and rows.entropy_cotangent is not None:
+        surprise = jnp.maximum(log_weight, LOWEST_EXPONENT)
+        surprise += kernel.rows(rows.entropy, at)[..., None]
+        slope -= kernel.rows(rows.entropy_cotangent, at)[..., None] * surprise
+    d_score = weight * slope
+    if allowed is not None:
+        d_score = jnp.where(allowed, d_score, 0)
+    d_dots, *d_captured = pull(d_score)
+    parts: list[Array | None] = [None] * len(captured)
+    for n, x in zip(moved, d_captured, strict=True):
+        parts[n] = x
+    dscores = kernel.scores.add(dscores, parts, t, at)
+    d_dots = kernel.fold(d_dots).astype(q.dtype)
+    dk = dk + kernel.dot(d_dots, q, (2, 2))
+    step = kernel.dot(d_dots, k, (3, 2)).reshape(*t.row_shape, k.shape[-1])
+    starts = (at.b, 0, 0, at.q, 0)
+    dq = jax.lax.dynamic_update_slice(dq, kernel.rows(dq, at) + step, starts)
+    return dq, dk, dv, dscores
+
+
+def _add_keys(total: Array, part: Array, at: Origin) -> Array:
+    """Adds a tile's keys to `[B, K, S, ...]`; tiles overlap in masked keys only, which add 0."""
+    starts = (at.b, 0, at.k, 0)
+    old = jax.lax.dynamic_slice(total, starts, part.shape)
+    return jax.lax.dynamic_update_slice(total, old + part, starts)
+
+
+def _sinks_gradient(sinks: Array | None, rows: _Rows) -> Array | None:
+    """Returns the cotangent `[K, G]` of the sinks: a key with weight, but with no value."""
+    if sinks is None:
+        return None
+    log_weight = sinks.astype(rows.delta.dtype)[None, :, :, None] - rows.logsumexp
+    slope = -rows.delta
+    if rows.entropy is not None and rows.entropy_cotangent is not None:
+        surprise = jnp.maximum(log_weight, LOWEST_EXPONENT) + rows.entropy
+        slope = slope - rows.entropy_cotangent * surprise
+    return jnp.sum(jnp.exp(log_weight) * slope, axis=(0, 3))

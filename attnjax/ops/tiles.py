@@ -1,0 +1,157 @@
+"""Tiles of a call: where they start, and how declared arrays are cut, spread and summed back.
+
+Inside an implementation, scores are `[B', K, G, block_q, block_k]`: query heads are split into K
+groups of `G = N // K` that share a key head, and B' is the batch of one tile, 1 or B.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from attnjax.operands import Operand
+from attnjax.typing import Index
+
+
+class Origin(NamedTuple):
+    """Where a tile starts, int32 scalars.
+
+    Attributes:
+      b: its first batch element.
+      q: its first query.
+      k: its first key.
+    """
+
+    b: Array
+    q: Array
+    k: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How a call is cut.
+
+    Attributes:
+      B, T, S, N, K: the call's axis sizes.
+      block_b, block_q, block_k: tile sizes, none larger than its axis; block_b divides B.
+    """
+
+    B: int
+    T: int
+    S: int
+    N: int
+    K: int
+    block_b: int
+    block_q: int
+    block_k: int
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key head."""
+        return self.N // self.K
+
+    @property
+    def score_shape(self) -> tuple[int, int, int, int, int]:
+        """The shape of one tile of scores."""
+        return (self.block_b, self.K, self.groups, self.block_q, self.block_k)
+
+    @property
+    def row_shape(self) -> tuple[int, int, int, int]:
+        """The shape of one number per row of a tile."""
+        return self.score_shape[:-1]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Number of tiles along batch, queries and keys."""
+        return self.B // self.block_b, -(-self.T // self.block_q), -(-self.S // self.block_k)
+
+    def origin(self, b: Array, i: Array, j: Array) -> Origin:
+        """Returns where tile (b, i, j) starts.
+
+        The last tile along an axis starts early enough to fit, so no array is ever padded; it
+        overlaps the one before, and `index` positions say which rows are whose.
+        """
+        return Origin(
+            b * self.block_b,
+            jnp.minimum(i * self.block_q, self.T - self.block_q),
+            jnp.minimum(j * self.block_k, self.S - self.block_k),
+        )
+
+    def index(self, at: Origin) -> Index:
+        """Returns the global positions of a tile, broadcastable against its scores."""
+
+        def positions(start: Array | int, axis: int, shape: tuple[int, ...]) -> Array:
+            return start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+        heads = jnp.arange(self.N, dtype=jnp.int32).reshape(1, self.K, self.groups, 1, 1)
+        return Index(
+            positions(at.b, 0, (self.block_b, 1, 1, 1, 1)),
+            heads,
+            positions(at.q, 3, (1, 1, 1, self.block_q, 1)),
+            positions(at.k, 4, (1, 1, 1, 1, self.block_k)),
+        )
+
+    def _window(self, operand: Operand, at: Origin) -> tuple[list[Array | int], list[int]]:
+        reach = self.block_q + self.block_k - 1
+        spans: dict[str, tuple[Array | int, int]] = {
+            "B": (at.b, self.block_b),
+            "N": (0, self.N),
+            "T": (at.q, self.block_q),
+            "S": (at.k, self.block_k),
+            "R": (at.k - at.q - self.block_q + self.T, reach),
+        }
+        chosen = [
+            (0, 1) if size == 1 and letter != "N" else spans[letter]
+            for letter, size in zip(operand.axes, operand.array.shape, strict=True)
+        ]
+        lengths = [
+            size if letter == "N" else length
+            for letter, size, (_, length) in zip(
+                operand.axes, operand.array.shape, chosen, strict=True
+            )
+        ]
+        return [start for start, _ in chosen], lengths
+
+    def cut(self, operand: Operand, at: Origin) -> Array:
+        """Cuts a tile's part out of an operand, with the operand's own axes."""
+        starts, lengths = self._window(operand, at)
+        if tuple(lengths) == tuple(operand.array.shape):
+            return jnp.asarray(operand.array)
+        return jax.lax.dynamic_slice(operand.array, starts, lengths)
+
+    def add(self, total: Array, part: Array, operand: Operand, at: Origin) -> Array:
+        """Adds a tile's part back into an array of the operand's shape: the transpose of `cut`."""
+        starts, lengths = self._window(operand, at)
+        if tuple(lengths) == tuple(operand.array.shape):
+            return total + part
+        old = jax.lax.dynamic_slice(total, starts, lengths)
+        return jax.lax.dynamic_update_slice(total, old + part, starts)
+
+    def spread(self, operand: Operand, part: Array) -> Array:
+        """Reshapes a part so that it broadcasts against the tile's scores."""
+        sizes = dict(zip(operand.axes, part.shape, strict=True))
+        heads = sizes.get("N", 1)
+        split = (1, 1) if heads == 1 else (self.K, self.groups)
+        if operand.relative and sizes["R"] > 1:
+            rows = part.reshape(sizes.get("B", 1), *split, sizes["R"])
+            return _skew(rows, self.block_q, self.block_k)
+        return part.reshape(sizes.get("B", 1), *split, sizes.get("T", 1), sizes.get("S", 1))
+
+
+def _skew(rows: Array, block_q: int, block_k: int) -> Array:
+    """Turns values by relative position into a tile: `out[..., i, j] = rows[..., j - i + bq - 1]`.
+
+    Repeating the vector of length L and reading the copies back in rows of L - 1 shifts each row by
+    one more, without a lookup per score.
+    """
+    *lead, length = rows.shape
+    flat = jnp.broadcast_to(rows[..., None, :], (*lead, block_q, length)).reshape(*lead, -1)
+    if length == 1:
+        return flat.reshape(*lead, block_q, block_k)
+    start = block_q - 1
+    shifted = flat[..., start : start + block_q * (length - 1)]
+    return shifted.reshape(*lead, block_q, length - 1)[..., :block_k]
