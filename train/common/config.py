@@ -77,7 +77,8 @@ class TrainConfig:
         """Rejects values that cannot mean anything, before any time is spent."""
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
-                f"give exactly one of steps and epochs, got {self.steps=} and {self.epochs=}"
+                f"give exactly one of steps and epochs and None for the other, got steps="
+                f"{self.steps} and epochs={self.epochs}"
             )
         for name in _COUNTS:
             value = getattr(self, name)
@@ -92,6 +93,8 @@ class TrainConfig:
                 f"batch_size must be a multiple of accumulate, got {self.batch_size} and "
                 f"{self.accumulate}"
             )
+        if self.select_mode not in ("max", "min"):
+            raise ValueError(f"select_mode must be max or min, got {self.select_mode!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
 

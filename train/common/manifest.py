@@ -26,7 +26,7 @@ PACKAGES = (
     "tensorflow-datasets",
     "tokenizers",
 )
-SAME_BITS = ("python", "packages", "devices", "processor", "environment")
+SAME_BITS = ("python", "packages", "devices", "processor", "environment", "git")
 """The entries of `surroundings` that the bits of a result may depend on."""
 
 

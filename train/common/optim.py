@@ -53,13 +53,11 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay, on the parameters that `no_decay` does not match."""
     no_decay: str = r"(^|[._])(bias|scale|sinks?|temperature)([._]|$)|norm"
-    """Regular expression on a parameter's dotted path; what it finds is never decayed. Parameters
-    of one axis or none never are either."""
+    """Regular expression on dotted paths; what it finds is not decayed, nor is any vector."""
     clip_norm: float | None = 1.0
     """Scale the gradients down to this global norm when it is larger; None means never."""
     momentum: float | None = None
-    """Decay of the running mean in momentum, nesterov, muon (None: 0.9, 0.9, 0.95); optional in
-    rmsprop."""
+    """Decay of the mean in momentum, nesterov, muon (None: 0.9, 0.9, 0.95), rmsprop (None: off)."""
     b1: float | None = None
     """Decay of the first moment (Adam family, lion); None means the optimiser's usual value."""
     b2: float | None = None

@@ -114,7 +114,10 @@ def claim(
             "directory, or the data of then"
         )
     if changed := changed_surroundings(manifest):
-        say("resuming elsewhere than begun, so the last bits may differ: " + "; ".join(changed))
+        say(
+            "resuming with other code, versions or machine than then; the last bits may differ: "
+            + "; ".join(changed)
+        )
     return manifest
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+ScheduleName = Literal["constant", "linear", "cosine", "exponential", "rsqrt", "onecycle"]
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
@@ -21,18 +22,21 @@ class ScheduleConfig:
         ValueError: a field is out of its range, or both warm-up fields are given.
     """
 
-    name: Literal["constant", "linear", "cosine", "exponential", "rsqrt", "onecycle"] = "cosine"
+    name: ScheduleName = "cosine"
     """What follows the warm-up. `rsqrt` is 1/sqrt(step), `onecycle` goes up and down by cosines."""
     warmup_steps: int | None = None
     """Steps over which the rate climbs from 0 to the peak. Give this or `warmup_fraction`."""
     warmup_fraction: float | None = None
     """Warm-up as a fraction of all steps. None, without `warmup_steps`, means 0.1."""
     final_fraction: float = 0.0
-    """The last rate as a fraction of the peak (linear, cosine, onecycle; must be > 0 for
-    exponential; unused by constant and rsqrt)."""
+    """Last rate as a fraction of the peak (linear, cosine, onecycle, exponential)."""
 
     def __post_init__(self) -> None:
         """Rejects values out of range."""
+        if self.name not in get_args(ScheduleName):
+            raise ValueError(
+                f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {self.name!r}"
+            )
         if self.warmup_steps is not None and self.warmup_fraction is not None:
             raise ValueError("give warmup_steps or warmup_fraction, not both")
         if self.warmup_steps is not None and self.warmup_steps < 0:

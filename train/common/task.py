@@ -48,7 +48,8 @@ class Task:
     loss: Callable[[nnx.Module, Batch], tuple[jax.Array, dict[str, jax.Array]]]
     """`(model in train mode, batch) -> (scalar loss, named scalars)`, traced inside `jax.jit`.
 
-    Both are means over the examples, weighted by `batch["weight"]` where there is one.
+    Both are means over the examples, weighted by `batch["weight"]` where there is one. All must be
+    finite: the run stops at the first that is not.
     """
     predict: Callable[[nnx.Module, Batch], Any]
     """`(model in eval mode, batch) -> pytree of arrays`, traced inside `jax.jit`."""
