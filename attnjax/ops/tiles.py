@@ -149,9 +149,9 @@ def _skew(rows: Array, block_q: int, block_k: int) -> Array:
     one more, without a lookup per score.
     """
     *lead, length = rows.shape
+    if block_q == 1:
+        return rows[..., None, :]
     flat = jnp.broadcast_to(rows[..., None, :], (*lead, block_q, length)).reshape(*lead, -1)
-    if length == 1:
-        return flat.reshape(*lead, block_q, block_k)
     start = block_q - 1
     shifted = flat[..., start : start + block_q * (length - 1)]
     return shifted.reshape(*lead, block_q, length - 1)[..., :block_k]
