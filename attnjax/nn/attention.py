@@ -1,0 +1,366 @@
+"""Multi-head attention as a module: projections, positions, one call of `attnjax.attention`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attnjax.api import attention
+from attnjax.dropout import Dropout
+from attnjax.masks import Causal, Mask, Prefix, Window, as_mask
+from attnjax.nn.cache import KeyValues, KVCache
+from attnjax.nn.positions import Positions
+from attnjax.nn.shift import shift_mask, shift_score_mod
+from attnjax.numerics import poison
+from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
+
+ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
+_NORMS = {"rms": nnx.RMSNorm, "layer": lambda *a, **kw: nnx.LayerNorm(*a, use_bias=False, **kw)}
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions:
+    """What an attention layer does, apart from its sizes.
+
+    Attributes:
+      position: a position scheme (`Rotary`, `Alibi`, `RelativeBias`, `LearnedPositions`,
+        `SinusoidalPositions`), or None. Those that are added to inputs are added before the
+        projections of queries, keys and values.
+      qk_norm: normalise queries and keys over the head width before positions: `rms`, `layer`
+        (without bias, as Flax's `normalize_qk`) or None.
+      soft_cap: bound of the scores, `cap * tanh(score / cap)`, before position biases; None: none.
+      sinks: learned logits, one per head, that join the softmax denominator only.
+      window: keys to the left and to the right that a query sees, None leaving a side open; None
+        for all. It joins the mask of the call.
+      dropout_rate: dropout on the attention weights.
+      use_bias: biases of the query, value and output projections.
+      key_bias: a bias of the key projection. It shifts all scores of a query alike, so its true
+        gradient is 0 and an adaptive optimiser makes noise of it; there to load others' weights.
+      kernel_init: initialiser of the projections.
+      precision: precision of all products, as in `jax.lax.dot_general`.
+      implementation: as in `attnjax.attention`.
+    """
+
+    position: Positions | None = None
+    qk_norm: Literal["rms", "layer"] | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    window: tuple[int | None, int | None] | None = None
+    dropout_rate: float = 0.0
+    use_bias: bool = True
+    key_bias: bool = False
+    kernel_init: Callable[..., Array] = nnx.initializers.lecun_normal()
+    precision: Any = None
+    implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.position is not None and not isinstance(self.position, Positions):
+            raise ValueError(
+                "AttentionOptions.position: expected a position scheme such as Rotary(), or None; "
+                f"got {self.position!r}."
+            )
+        if self.qk_norm not in (None, *_NORMS):
+            raise ValueError(
+                f"AttentionOptions.qk_norm: expected None, 'rms' or 'layer', got {self.qk_norm!r}."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(
+                f"AttentionOptions.dropout_rate: expected a number in [0, 1), got "
+                f"{self.dropout_rate!r}."
+            )
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head, grouped-query or multi-query attention, of a sequence to itself or to another.
+
+    The projections are named as in `flax.nnx.MultiHeadAttention`, with kernels of the same shapes:
+    `query [F, N, H]`, `key` and `value [G, K, H]`, `out [N, H, O]`. `train()` and `eval()` switch
+    dropout on and off; it is on at first.
+
+    Args:
+      features: width F of the queries' sequence.
+      num_heads: number of query heads N.
+      num_kv_heads: number of key and value heads K, a divisor of N; None is N.
+      head_dim: head width H; None is `features / num_heads`.
+      kv_features: width G of the sequence that keys and values come from; None is F.
+      out_features: width O of the output; None is F.
+      options: what else the layer does.
+      dtype: dtype of the computation; None promotes the input's with the parameters'.
+      param_dtype: dtype of the parameters.
+      rngs: for the parameters, and the stream `dropout`.
+
+    Raises:
+      ValueError: if sizes do not divide or an option does not fit.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        kv_features: int | None = None,
+        out_features: int | None = None,
+        options: AttentionOptions | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        options = AttentionOptions() if options is None else options
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        _check_sizes(features, num_heads, num_kv_heads, head_dim)
+        head_dim = features // num_heads if head_dim is None else head_dim
+        kv_features = features if kv_features is None else kv_features
+        position = Positions() if options.position is None else options.position
+        position.check(features=features, num_heads=num_heads, head_dim=head_dim)
+        if position.absolute and kv_features != features:
+            raise ValueError(
+                f"kv_features: expected {features}, the width of the positions that are added to "
+                f"both sequences, got {kv_features}."
+            )
+        self.features, self.kv_features = features, kv_features
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.options, self.position = options, position
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.deterministic = False
+
+        def project(inputs: Any, outputs: Any, use_bias: bool, **kwargs: Any) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                inputs,
+                outputs,
+                use_bias=use_bias,
+                kernel_init=options.kernel_init,
+                precision=options.precision,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+                **kwargs,
+            )
+
+        self.query = project(features, (num_heads, head_dim), options.use_bias)
+        self.key = project(kv_features, (num_kv_heads, head_dim), options.key_bias)
+        self.value = project(kv_features, (num_kv_heads, head_dim), options.use_bias)
+        out_features = features if out_features is None else out_features
+        self.out = project((num_heads, head_dim), out_features, options.use_bias, axis=(-2, -1))
+        norm = None if options.qk_norm is None else _NORMS[options.qk_norm]
+        self.query_norm, self.key_norm = (
+            None
+            if norm is None
+            else norm(head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            for _ in range(2)
+        )
+        table = position.init(
+            rngs.params(), features=features, num_heads=num_heads, dtype=param_dtype
+        )
+        self.position_table = None if table is None else nnx.Param(table)
+        self.sinks = nnx.Param(jnp.zeros(num_heads, param_dtype)) if options.sinks else None
+        self.rngs = rngs.dropout.fork() if options.dropout_rate > 0 else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T F"],
+        kv: Float[Array, "B S G"] | KeyValues | None = None,
+        *,
+        mask: Mask | Array | None = None,
+        score_mod: ScoreMods | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+        kv_positions: Int[Array, "*B S"] | None = None,
+        stats: bool = False,
+    ) -> Array | tuple[Array, AttentionStats]:
+        """Attends.
+
+        Args:
+          x: the sequence that asks.
+          kv: the sequence that is attended to, or what `keys_values` made of it; None is `x`.
+          mask: a Mask, or a bool array broadcastable to `[B, N, T, S]`, True = attend.
+          score_mod: what else happens to scores, after the soft cap and the position scheme.
+          positions: positions of `x`, integers `[T]` or `[B, T]`, for the schemes that take them;
+            None counts from 0.
+          kv_positions: positions of `kv`; None counts from 0, or takes `positions` if `kv` is None.
+          stats: also return `AttentionStats`.
+
+        Returns:
+          `[B, T, O]`; with `stats=True`, a pair of it and the statistics.
+
+        Raises:
+          ValueError: if an argument is wrong.
+        """
+        _check_input("x", x, self.features)
+        if kv is None:
+            kv, kv_positions = x, positions if kv_positions is None else kv_positions
+        if not isinstance(kv, KeyValues):
+            kv = self.keys_values(kv, positions=kv_positions)
+        elif kv_positions is not None:
+            raise ValueError(
+                "kv_positions: expected None with projected KeyValues, which have theirs."
+            )
+        q = self._queries(x, self._positions("positions", positions, x))
+        return self._attend(q, kv, self._mask(mask), self._score_mods(score_mod), stats=stats)
+
+    def keys_values(
+        self, kv: Float[Array, "B S G"], *, positions: Int[Array, "*B S"] | None = None
+    ) -> KeyValues:
+        """Projects a sequence to keys and values, so that many calls can attend to it.
+
+        Args:
+          kv: the sequence.
+          positions: as `kv_positions` of the call.
+
+        Returns:
+          Keys and values `[B, S, K, H]`.
+        """
+        _check_input("kv", kv, self.kv_features)
+        positions = self._positions("kv_positions", positions, kv)
+        kv = self._embed(kv, positions)
+        k = self.key(kv)
+        if self.key_norm is not None:
+            k = self.key_norm(k)
+        return KeyValues(self.position.rotate(k, positions), self.value(kv))
+
+    def init_cache(self, batch: int, capacity: int, *, dtype: Any = None) -> KVCache:
+        """Returns an empty cache for `decode`.
+
+        Args:
+          batch: number of sequences B.
+          capacity: the longest sequence that it can hold.
+          dtype: of keys and values; None is the computation's, at least float32 if that follows
+            the input's.
+
+        Returns:
+          The cache.
+        """
+        if dtype is None:
+            dtype = self.dtype or jnp.promote_types(self.param_dtype, jnp.float32)
+        return KVCache.zeros(batch, capacity, self.num_kv_heads, self.head_dim, dtype)
+
+    def decode(
+        self,
+        x: Float[Array, "B T F"],
+        cache: KVCache,
+        *,
+        mask: Mask | Array | None = None,
+        score_mod: ScoreMods | None = None,
+        positions: Int[Array, "*B T"] | None = None,
+    ) -> tuple[Array, KVCache]:
+        """Attends from the next T positions of a sequence to all so far, their own included.
+
+        Prompts are given at once (T > 1), then one position per call. The result equals the full
+        pass over the whole sequence with the same mask. Prompts of several lengths are either
+        padded on the left, with a mask that hides the padding, or on the right, then
+        `cache.rewind(lengths)`.
+
+        Args:
+          x: the next positions.
+          cache: keys and values so far.
+          mask: the mask of the full pass: a Mask over positions of the whole sequence, or a bool
+            array broadcastable to `[B, N, T, capacity]`. None is `Causal()`.
+          score_mod: as in the call, over positions of the whole sequence.
+          positions: None counts on from the cache's length.
+
+        Returns:
+          `[B, T, O]` and the next cache. Where the positions do not fit into the cache, and its
+          length is traced, the output is NaN.
+
+        Raises:
+          ValueError: if an argument is wrong, or if the cache is full and its length is known.
+        """
+        _check_input("x", x, self.features)
+        T, offset, full = x.shape[1], cache.length, cache.overfull(x.shape[1])
+        if self.position.explicit and positions is None:
+            positions = cache.next_positions(T)
+        new = self.keys_values(x, positions=positions)
+        cache = cache.append(new)
+        q = self._queries(x, self._positions("positions", positions, x))
+        mask = shift_mask(self._mask(Causal() if mask is None else mask), offset)
+        mods = tuple(shift_score_mod(mod, offset) for mod in self._score_mods(score_mod))
+        kv = KeyValues(cache.k.astype(q.dtype), cache.v.astype(new.v.dtype))
+        out = self._attend(q, kv, mask & Prefix(cache.length), mods)
+        return out + poison(full, out.dtype).reshape(-1, 1, 1), cache
+
+    def _positions(self, name: str, positions: Array | None, x: Array) -> Array:
+        B, T, _ = x.shape
+        if positions is None:
+            return jnp.arange(T, dtype=jnp.int32)
+        if not self.position.explicit:
+            raise ValueError(
+                f"{name}: expected None with {type(self.position).__name__}, which counts distances "
+                "along the arrays; hide padding by the mask instead."
+            )
+        integers = jnp.issubdtype(jnp.asarray(positions).dtype, jnp.integer)
+        if jnp.shape(positions) not in ((T,), (1, T), (B, T)) or not integers:
+            raise ValueError(
+                f"{name}: expected integers [T={T}] or [B={B}, T={T}], got shape "
+                f"{jnp.shape(positions)}, dtype {jnp.asarray(positions).dtype}."
+            )
+        return positions
+
+    def _embed(self, x: Array, positions: Array) -> Array:
+        table = self.position_table
+        return self.position.embed(x, positions, None if table is None else table[...])
+
+    def _queries(self, x: Array, positions: Array) -> Array:
+        q = self.query(self._embed(x, positions))
+        if self.query_norm is not None:
+            q = self.query_norm(q)
+        return self.position.rotate(q, positions)
+
+    def _mask(self, mask: Mask | Array | None) -> Mask:
+        window = self.options.window
+        return as_mask(mask) if window is None else as_mask(mask) & Window(*window)
+
+    def _score_mods(self, score_mod: ScoreMods | None) -> tuple[ScoreMod | ScoreFn, ...]:
+        cap, table = self.options.soft_cap, self.position_table
+        own = () if cap is None else (soft_cap(cap),)
+        own += self.position.score_mods(self.num_heads, None if table is None else table[...])
+        return own + as_score_mods(score_mod)
+
+    def _attend(
+        self,
+        q: Array,
+        kv: KeyValues,
+        mask: Mask,
+        mods: tuple[ScoreMod | ScoreFn, ...],
+        stats: bool = False,
+    ) -> Any:
+        dropout = None
+        if self.rngs is not None and not self.deterministic:
+            dropout = Dropout(self.options.dropout_rate, self.rngs())
+        result = attention(
+            q,
+            *kv,
+            mask=mask,
+            score_mod=mods,
+            sinks=None if self.sinks is None else self.sinks[...],
+            dropout=dropout,
+            precision=self.options.precision,
+            stats=stats,
+            implementation=self.options.implementation,
+        )
+        return (self.out(result[0]), result[1]) if stats else self.out(result)
+
+
+def _check_sizes(features: int, num_heads: int, num_kv_heads: int, head_dim: int | None) -> None:
+    if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            "num_heads: expected a positive multiple of num_kv_heads, got "
+            f"num_heads={num_heads}, num_kv_heads={num_kv_heads}."
+        )
+    if head_dim is None and features % num_heads:
+        raise ValueError(
+            f"features: expected a multiple of num_heads={num_heads}, or a head_dim, "
+            f"got features={features}."
+        )
+
+
+def _check_input(name: str, x: Array, features: int) -> None:
+    if not hasattr(x, "shape") or len(x.shape) != 3 or x.shape[-1] != features:
+        got = x.shape if hasattr(x, "shape") else type(x).__name__
+        raise ValueError(f"{name}: expected an array [batch, time, {features}], got {got}.")

@@ -1,0 +1,149 @@
+"""Caches of projected keys and values, for attention step by step.
+
+A cache is an immutable pytree of fixed size: a step takes one and returns the next, under `jit`,
+inside `lax.scan`, on any device. Slot `s` holds position `s` of the sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from attnjax.typing import is_concrete
+
+
+class KeyValues(NamedTuple):
+    """Projected keys and values of a sequence.
+
+    Attributes:
+      k: keys, positions applied, `[B, S, K, H]`.
+      v: values, `[B, S, K, H]`.
+    """
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the positions so far, in `capacity` slots.
+
+    Attributes:
+      k: keys, `[B, capacity, K, H]`.
+      v: values, `[B, capacity, K, H]`.
+      length: positions so far, int32: `[]` if all examples go in step, `[B]` if each has its own.
+    """
+
+    k: Array
+    v: Array
+    length: Array
+
+    @classmethod
+    def zeros(
+        cls, batch: int, capacity: int, num_kv_heads: int, head_dim: int, dtype: Any
+    ) -> KVCache:
+        """Returns an empty cache.
+
+        Raises:
+          ValueError: if the capacity is below 1.
+        """
+        if capacity < 1:
+            raise ValueError(f"capacity: expected at least 1, got {capacity}.")
+        shape = (batch, capacity, num_kv_heads, head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self.k.shape[1]
+
+    def next_positions(self, T: int) -> Int[Array, "*B T"]:
+        """Returns the positions of the next T tokens, `[T]`, or `[B, T]` for lengths `[B]`."""
+        return self.length[..., None] + jnp.arange(T, dtype=self.length.dtype)
+
+    def overfull(self, T: int) -> Bool[Array, "*B"]:
+        """Returns whether T more positions do not fit, in the shape of `length`."""
+        return self.length + T > self.capacity
+
+    def append(self, kv: KeyValues) -> KVCache:
+        """Writes the keys and values of the next positions.
+
+        Where they do not fit and the length is traced, nothing is written, and the length grows
+        past the capacity, so that every later step does not fit either.
+
+        Args:
+          kv: `[B, T, K, H]` each; cast to the cache's dtype.
+
+        Returns:
+          The new cache.
+
+        Raises:
+          ValueError: if the shapes do not match, or if the positions do not fit and this is known.
+        """
+        T = kv.k.shape[1]
+        want = (self.k.shape[0], T, *self.k.shape[2:])
+        if kv.k.shape != want:
+            raise ValueError(f"cache: expected keys of shape {want}, got {kv.k.shape}.")
+        full = self.overfull(T)
+        if T > self.capacity or (is_concrete(full) and bool(jnp.any(full))):
+            length = f"{self.length} " if is_concrete(self.length) else ""
+            raise ValueError(
+                f"cache: expected room for {T} more positions, got {length}of {self.capacity} "
+                "slots filled. Make the cache with a larger capacity, or rewind it."
+            )
+        k = _write(self.k, kv.k, self.length, full)
+        v = _write(self.v, kv.v, self.length, full)
+        return KVCache(k, v, self.length + T)
+
+    def rewind(self, length: int | Int[Array, "*B"]) -> KVCache:
+        """Returns the cache as of an earlier length, for example each prompt's own.
+
+        Args:
+          length: an integer, or an integer array `[]` or `[B]`, from 0 to the present length; may
+            be traced, and where it is out of range then, every later step is overfull.
+
+        Returns:
+          The cache; slots from the new length on are hidden, then overwritten.
+
+        Raises:
+          ValueError: for another shape or dtype, or a length that is known to be out of range.
+        """
+        length = rewound(self.length, length, self.k.shape[0], self.capacity)
+        return dataclasses.replace(self, length=length)
+
+
+def rewound(present: Array, length: int | Array, batch: int, capacity: int) -> Int[Array, "*B"]:
+    """Checks an earlier length of a cache; `KVCache.rewind` says how.
+
+    Returns:
+      The length as int32, or `capacity + 1` where it is out of range.
+    """
+    array = jnp.asarray(length)
+    if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape not in ((), (batch,)):
+        raise ValueError(
+            f"length: expected an integer or an integer array [B={batch}], got shape "
+            f"{array.shape}, dtype {array.dtype}."
+        )
+    wrong = (array < 0) | (array > present)
+    if is_concrete(wrong) and bool(jnp.any(wrong)):
+        raise ValueError(f"length: expected 0 to the cache's present {present}, got {length}.")
+    return jnp.where(wrong, capacity + 1, array).astype(jnp.int32)
+
+
+def _write(buffer: Array, new: Array, start: Array, full: Array) -> Array:
+    """Writes `[B, T, K, H]` at slot `start` where it fits, and leaves the buffer where it does not."""
+
+    def write(buffer: Array, new: Array, start: Array, full: Array, axis: int) -> Array:
+        # An update that does not fit would be moved back over slots that are still needed.
+        old = jax.lax.dynamic_slice_in_dim(buffer, start, new.shape[axis], axis)
+        new = jnp.where(full, old, new.astype(buffer.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
+
+    if not start.ndim:
+        return write(buffer, new, start, full, 1)
+    return jax.vmap(write, in_axes=(0, 0, 0, 0, None))(buffer, new, start, full, 0)
