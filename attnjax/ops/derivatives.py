@@ -220,7 +220,6 @@ def _batch_rule(
     num_residuals: int,
     shapes: tuple,
 ) -> tuple[list[Array], list[int]]:
-    dims = tuple(None if d is batching.not_mapped else d for d in dims)
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     known_dims, moved_dims = dims[:num_residuals], dims[num_residuals:]
 
