@@ -50,9 +50,13 @@ SUBPACKAGES: dict[str, tuple[str, ...]] = {
 """Label to the public modules whose objects carry it."""
 
 MIN_WORDS = 6
+MAX_WORDS = 60
+"""Longer ones are tables and lists that the splitter took for a sentence."""
 _SKIPPED_SECTIONS = {"references", "examples", "see also"}
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_LIST_ITEM = re.compile(r"([*+-]|#\.|\(?\d+[.)])\s+")
 _FIELD = re.compile(r"^\**[\w`., *]+ : ")
+_SIGNATURE = re.compile(r"[\w.]+\(.*\)")
 _ROLE = re.compile(r":[\w:]+:`([^`]*)`")
 _FOOTNOTE = re.compile(r"\s*\[\w+\]_")
 
@@ -67,7 +71,7 @@ class Sentence(NamedTuple):
 
 
 def corpus() -> list[Sentence]:
-    """Collects every distinct sentence of `MIN_WORDS` words or more, in a fixed order.
+    """Collects every distinct sentence of `MIN_WORDS` to `MAX_WORDS` words, in a fixed order.
 
     A sentence that occurs in several objects is kept once, under the first of them; one that
     occurs under several labels has no one right answer and is left out.
@@ -76,7 +80,8 @@ def corpus() -> list[Sentence]:
     ambiguous: set[str] = set()
     for label, owner, docstring in _documented_objects():
         for text in sentences(docstring):
-            key = _normalised(text)
+            # "NAME has experimental support for ..." is one sentence, whatever the name.
+            key = _normalised(text.replace(owner.rpartition(".")[2], ""))
             first = kept.setdefault(key, Sentence(text, label, owner))
             if first.label != label:
                 ambiguous.add(key)
@@ -90,11 +95,11 @@ def split_of(owner: str) -> str:
 
 
 def sentences(docstring: str) -> Iterator[str]:
-    """Yields the sentences of a numpydoc docstring that are prose and long enough."""
+    """Yields the sentences of a numpydoc docstring that are prose, by their length."""
     for paragraph in _paragraphs(docstring):
         for sentence in _SENTENCE_END.split(_plain(paragraph)):
             words = [word for word in sentence.split() if re.search(r"[^\W\d_]", word)]
-            if len(words) >= MIN_WORDS:
+            if MIN_WORDS <= len(words) <= MAX_WORDS and not _SIGNATURE.fullmatch(sentence):
                 yield sentence
 
 
@@ -153,11 +158,12 @@ def _paragraphs(docstring: str) -> Iterator[str]:
         starts_code = text.endswith("::") or text.startswith(("..", ">>>"))
         is_prose = not (is_heading or skipping or starts_code or code_indent is not None)
         is_prose = is_prose and bool(re.search(r"[^\W\d_]", text)) and not _FIELD.match(text)
-        if is_prose:
-            block.append(text)
-        elif block:
+        starts_item = _LIST_ITEM.match(text)
+        if block and (starts_item or not is_prose):
             yield " ".join(block)
             block = []
+        if is_prose:
+            block.append(text[starts_item.end() :] if starts_item else text)
         if starts_code and code_indent is None:
             code_indent = indent
     if block:
