@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -15,6 +13,7 @@ from attnjax.api import attention
 from attnjax.dropout import Dropout
 from attnjax.masks import Causal, Mask, Prefix, Window, as_mask
 from attnjax.nn.cache import KeyValues, KVCache
+from attnjax.nn.options import AttentionOptions
 from attnjax.nn.positions import Positions
 from attnjax.nn.shift import shift_mask, shift_score_mod
 from attnjax.numerics import poison
@@ -22,59 +21,7 @@ from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
 
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
-_NORMS = {"rms": nnx.RMSNorm, "layer": lambda *a, **kw: nnx.LayerNorm(*a, use_bias=False, **kw)}
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionOptions:
-    """What an attention layer does, apart from its sizes.
-
-    Attributes:
-      position: a position scheme (`Rotary`, `Alibi`, `RelativeBias`, `LearnedPositions`,
-        `SinusoidalPositions`), or None. Those that are added to inputs are added before the
-        projections of queries, keys and values.
-      qk_norm: normalise queries and keys over the head width before positions: `rms`, `layer`
-        (without bias, as Flax's `normalize_qk`) or None.
-      soft_cap: bound of the scores, `cap * tanh(score / cap)`, before position biases; None: none.
-      sinks: learned logits, one per head, that join the softmax denominator only.
-      window: keys to the left and to the right that a query sees, None leaving a side open; None
-        for all. It joins the mask of the call.
-      dropout_rate: dropout on the attention weights.
-      use_bias: biases of the query, value and output projections.
-      key_bias: a bias of the key projection. It shifts all scores of a query alike, so its true
-        gradient is 0 and an adaptive optimiser makes noise of it; there to load others' weights.
-      kernel_init: initialiser of the projections.
-      precision: precision of all products, as in `jax.lax.dot_general`.
-      implementation: as in `attnjax.attention`.
-    """
-
-    position: Positions | None = None
-    qk_norm: Literal["rms", "layer"] | None = None
-    soft_cap: float | None = None
-    sinks: bool = False
-    window: tuple[int | None, int | None] | None = None
-    dropout_rate: float = 0.0
-    use_bias: bool = True
-    key_bias: bool = False
-    kernel_init: Callable[..., Array] = nnx.initializers.lecun_normal()
-    precision: Any = None
-    implementation: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.position is not None and not isinstance(self.position, Positions):
-            raise ValueError(
-                "AttentionOptions.position: expected a position scheme such as Rotary(), or None; "
-                f"got {self.position!r}."
-            )
-        if self.qk_norm not in (None, *_NORMS):
-            raise ValueError(
-                f"AttentionOptions.qk_norm: expected None, 'rms' or 'layer', got {self.qk_norm!r}."
-            )
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(
-                f"AttentionOptions.dropout_rate: expected a number in [0, 1), got "
-                f"{self.dropout_rate!r}."
-            )
+_NORMS = {"rms": nnx.RMSNorm, "layer": functools.partial(nnx.LayerNorm, use_bias=False)}
 
 
 class MultiHeadAttention(nnx.Module):
@@ -291,8 +238,8 @@ class MultiHeadAttention(nnx.Module):
             return jnp.arange(T, dtype=jnp.int32)
         if not self.position.explicit:
             raise ValueError(
-                f"{name}: expected None with {type(self.position).__name__}, which counts distances "
-                "along the arrays; hide padding by the mask instead."
+                f"{name}: expected None with {type(self.position).__name__}, which counts "
+                "distances along the arrays; hide padding by the mask instead."
             )
         integers = jnp.issubdtype(jnp.asarray(positions).dtype, jnp.integer)
         if jnp.shape(positions) not in ((T,), (1, T), (B, T)) or not integers:

@@ -90,7 +90,7 @@ class KVCache:
         if kv.k.shape != want:
             raise ValueError(f"cache: expected keys of shape {want}, got {kv.k.shape}.")
         full = self.overfull(T)
-        if T > self.capacity or (is_concrete(full) and bool(jnp.any(full))):
+        if self.capacity < T or (is_concrete(full) and bool(jnp.any(full))):
             length = f"{self.length} " if is_concrete(self.length) else ""
             raise ValueError(
                 f"cache: expected room for {T} more positions, got {length}of {self.capacity} "
@@ -136,7 +136,7 @@ def rewound(present: Array, length: int | Array, batch: int, capacity: int) -> I
 
 
 def _write(buffer: Array, new: Array, start: Array, full: Array) -> Array:
-    """Writes `[B, T, K, H]` at slot `start` where it fits, and leaves the buffer where it does not."""
+    """Writes `[B, T, K, H]` at slot `start`, and nothing where it does not fit."""
 
     def write(buffer: Array, new: Array, start: Array, full: Array, axis: int) -> Array:
         # An update that does not fit would be moved back over slots that are still needed.

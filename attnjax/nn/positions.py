@@ -64,8 +64,7 @@ class Rotary(Positions):
     """Rotary positions: turns pairs of features by angles proportional to the position.
 
     The score of a query and a key then depends on their distance alone. Feature `i` of the rotated
-    part is paired with feature `i + half`, as in GPT-NeoX and Llama. Angles are float32 whatever the
-    inputs are.
+    part is paired with feature `i + half`, as in GPT-NeoX and Llama. Angles are always float32.
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 

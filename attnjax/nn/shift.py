@@ -2,7 +2,7 @@
 
 `attnjax.attention` counts queries from 0. With a cache the first query stands at position `offset`
 of the sequence, so that masks and score_mods must see `q_idx + offset`. Arrays that a mask or a
-score_mod declares per query still belong to the queries at hand, those per key to the cache's slots.
+score_mod declares per query still belong to the queries at hand, those per key to the cache.
 """
 
 from __future__ import annotations
