@@ -7,6 +7,7 @@ progress is called `saving-00000040`; a checkpoint that turned out broken is mov
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -86,7 +87,8 @@ class Checkpoints:
         self.wait()
         saving = self._directory / f"{SAVING}{step:08d}"
         saving.mkdir(parents=True)
-        content = {"step": step, "host": host, "fingerprint": fingerprint(state)}
+        # A copy: the seal is written later, when the caller may have changed its own.
+        content = copy.deepcopy({"step": step, "host": host, "fingerprint": fingerprint(state)})
         response = ocp.save_checkpointables_async(saving / "state", dict(state))
 
         def finish() -> None:

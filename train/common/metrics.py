@@ -110,8 +110,8 @@ class Means:
 
     @property
     def state(self) -> dict[str, Any]:
-        """JSON-able; floats survive JSON to the last bit."""
-        return {"count": self._count, "sums": self._sums}
+        """A JSON-able copy; floats survive JSON to the last bit."""
+        return {"count": self._count, "sums": dict(self._sums)}
 
     def add(self, values: Mapping[str, float]) -> None:
         """Adds the numbers of one step."""
