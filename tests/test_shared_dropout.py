@@ -46,5 +46,5 @@ def test_attention_drops_the_same_weights_in_every_head():
 
 @pytest.mark.parametrize("shared", ["H", "bn", ("B", "N"), None])
 def test_wrong_shared(shared):
-    with pytest.raises(ValueError, match="Dropout.shared: expected letters among B, N, T, S"):
+    with pytest.raises(ValueError, match=r"Dropout\.shared: expected letters among B, N, T, S"):
         attnjax.Dropout(0.1, jax.random.key(0), shared=shared)
