@@ -44,7 +44,7 @@ SIZES = st.sampled_from(
 
 
 def generator(draw: Draw) -> np.random.Generator:
-    return np.random.defaultgenerator(draw(st.integers(0, 2**32 - 1)))
+    return np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
 
 def _either(draw: Draw, array: np.ndarray) -> Any:
