@@ -11,12 +11,13 @@ import copy
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from train.common.fingerprint import fingerprint
@@ -88,7 +89,14 @@ class Checkpoints:
         saving = self._directory / f"{SAVING}{step:08d}"
         saving.mkdir(parents=True)
         # A copy: the seal is written later, when the caller may have changed its own.
-        content = copy.deepcopy({"step": step, "host": host, "fingerprint": fingerprint(state)})
+        content = copy.deepcopy(
+            {
+                "step": step,
+                "host": host,
+                "arrays": _signatures(state),
+                "fingerprint": fingerprint(state),
+            }
+        )
         response = ocp.save_checkpointables_async(saving / "state", dict(state))
 
         def finish() -> None:
@@ -129,6 +137,7 @@ class Checkpoints:
         content = read_seal(self.path(step))
         if content["step"] != step:
             raise BrokenCheckpointError(f"it was saved as step {content['step']}")
+        _check_signatures(content["arrays"], _signatures(like), parts=like.keys())
         state = ocp.load_checkpointables(self.path(step) / "state", abstract(like))
         for name, number in fingerprint(state).items():
             if content["fingerprint"].get(name) != number:
@@ -184,3 +193,21 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint; renamed first, so that a kill cannot leave half of one."""
         shutil.rmtree(self.path(step).rename(self._directory / f"{SAVING}deleted-{step:08d}"))
+
+
+def _signatures(tree: Any) -> dict[str, str]:
+    """Each array's dtype and shape, `float32[5, 7]`, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _check_signatures(saved: dict[str, str], wanted: dict[str, str], parts: Iterable[str]) -> None:
+    """Raises where a checkpoint's arrays are not those wanted; orbax would cast some silently."""
+    prefixes = tuple(f"['{part}']" for part in parts)
+    saved = {name: x for name, x in saved.items() if name.startswith(prefixes)}
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise BrokenCheckpointError(
+                f"it does not fit: {name} was saved as {saved.get(name, 'nothing')}, but the model "
+                f"and optimiser of now have {wanted.get(name, 'nothing')}"
+            )

@@ -14,8 +14,8 @@ def fingerprint(tree: Any) -> dict[str, int]:
     """A 32-bit number for each array, keyed by its path.
 
     Integer arithmetic modulo 2^32 has no rounding, so the numbers do not depend on how an array is
-    laid out over devices. Every word counts with an odd weight of its own: one changed word always
-    changes the number, and so does nearly every other change or swap.
+    laid out over devices. Word i of n counts, plus one, 2 (n + i) + 1 times: an odd weight of its
+    own, so that one changed word always changes the number, and nearly every other change does.
     """
     leaves = jax.tree_util.tree_leaves_with_path(_numbers(tree))
     return {jax.tree_util.keystr(path): int(x) for path, x in leaves}
