@@ -13,8 +13,6 @@ comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format docs lock hooks clean
-# A half-made stamp would hide a failed installation.
-.DELETE_ON_ERROR:
 # The stamps are made by a pattern rule; make would delete them as intermediate files.
 .SECONDARY:
 
