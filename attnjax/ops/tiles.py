@@ -99,22 +99,15 @@ class Tiling:
         reach = self.block_q + self.block_k - 1
         spans: dict[str, tuple[Array | int, int]] = {
             "B": (at.b, self.block_b),
-            "N": (0, self.N),
             "T": (at.q, self.block_q),
             "S": (at.k, self.block_k),
             "R": (at.k - at.q - self.block_q + self.T, reach),
         }
         chosen = [
-            (0, 1) if size == 1 and letter != "N" else spans[letter]
+            (0, size) if size == 1 or letter in "NKF" else spans[letter]
             for letter, size in zip(operand.axes, operand.array.shape, strict=True)
         ]
-        lengths = [
-            size if letter == "N" else length
-            for letter, size, (_, length) in zip(
-                operand.axes, operand.array.shape, chosen, strict=True
-            )
-        ]
-        return [start for start, _ in chosen], lengths
+        return [start for start, _ in chosen], [length for _, length in chosen]
 
     def cut(self, operand: Operand, at: Origin) -> Array:
         """Cuts a tile's part out of an operand, with the operand's own axes."""
@@ -132,14 +125,17 @@ class Tiling:
         return jax.lax.dynamic_update_slice(total, old + part, starts)
 
     def spread(self, operand: Operand, part: Array) -> Array:
-        """Reshapes a part so that it broadcasts against the tile's scores."""
+        """Reshapes a part so that it broadcasts against the tile's scores; features come last."""
         sizes = dict(zip(operand.axes, part.shape, strict=True))
-        heads = sizes.get("N", 1)
-        split = (1, 1) if heads == 1 else (self.K, self.groups)
+        split = (1, 1) if sizes.get("N", 1) == 1 else (self.K, self.groups)
+        if "K" in sizes:
+            split = (sizes["K"], 1)
         if operand.relative and sizes["R"] > 1:
             rows = part.reshape(sizes.get("B", 1), *split, sizes["R"])
             return _skew(rows, self.block_q, self.block_k)
-        return part.reshape(sizes.get("B", 1), *split, sizes.get("T", 1), sizes.get("S", 1))
+        features = (sizes["F"],) if "F" in sizes else ()
+        times = (sizes.get("T", 1), sizes.get("S", 1))
+        return part.reshape(sizes.get("B", 1), *split, *times, *features)
 
 
 def _skew(rows: Array, block_q: int, block_k: int) -> Array:
