@@ -1,6 +1,10 @@
 """Accelerator-first attention for JAX: any mask, any score change, and where each head looks."""
 
-from attnjax.api import attention
+import importlib
+from types import ModuleType
+
+from attnjax.additive import additive_attention
+from attnjax.api import attention, explain
 from attnjax.dropout import Dropout
 from attnjax.masks import (
     Causal,
@@ -14,6 +18,7 @@ from attnjax.masks import (
     Where,
     Window,
 )
+from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import (
     ScoreMod,
@@ -34,6 +39,7 @@ __all__ = [
     "Full",
     "Lengths",
     "Mask",
+    "Plan",
     "Prefix",
     "ScoreMod",
     "Segments",
@@ -41,11 +47,20 @@ __all__ = [
     "Where",
     "Window",
     "activated",
+    "additive_attention",
     "alibi",
     "attention",
     "bias",
+    "explain",
     "relative_bias",
     "score_mod",
     "soft_cap",
     "temperature",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports `attnjax.nn` when it is first used: it needs flax.nnx, which the call does not."""
+    if name == "nn":
+        return importlib.import_module("attnjax.nn")
+    raise AttributeError(f"module 'attnjax' has no attribute {name!r}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
+import jax
 from jaxtyping import Array, Float
 
 from attnjax.dropout import Dropout
-from attnjax.masks import Mask
+from attnjax.masks import Mask, as_mask
 from attnjax.ops.softmax import dispatch
+from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod
 from attnjax.validate import make_problem
@@ -88,6 +90,76 @@ def attention(
     )
     out, statistics = dispatch.attend(problem, implementation)
     return out if statistics is None else (out, statistics)
+
+
+def explain(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K D"],
+    *,
+    mask: Mask | Array | None = None,
+    score_mod: ScoreMods | None = None,
+    scale: float | Array | None = None,
+    sinks: Float[Array, "N"] | None = None,
+    dropout: Dropout | None = None,
+    precision: Any = None,
+    partition: None = None,
+    stats: bool = False,
+    implementation: str | None = None,
+) -> Plan:
+    """Says how `attention` would compute a call, and why so; runs nothing.
+
+    Args:
+      q: queries, an array or a `jax.ShapeDtypeStruct`; so are all other arrays.
+      k: keys.
+      v: values.
+      mask: as in `attention`. The count of visited blocks needs the values of its arrays.
+      score_mod: as in `attention`.
+      scale: as in `attention`.
+      sinks: as in `attention`.
+      dropout: as in `attention`.
+      precision: as in `attention`.
+      partition: as in `attention`.
+      stats: as in `attention`.
+      implementation: as in `attention`.
+
+    Returns:
+      The plan: the implementation, why each other one was not chosen, the blocks visited of how
+      many, FLOPs, bytes and temporaries.
+
+    Raises:
+      ValueError: if an argument is wrong.
+      NotImplementedError: if the named implementation, or a partition, can't do what was asked.
+    """
+    _refuse_partition(partition)
+    arguments = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "mask": mask,
+        "score_mod": score_mod,
+        "scale": scale,
+        "sinks": sinks,
+        "dropout": dropout,
+    }
+    leaves, structure = jax.tree.flatten(arguments)
+    arrays = [x for x in leaves if _is_array(x)]
+    plans = []
+
+    def trace(arrays: list[Array]) -> None:
+        given = iter(arrays)
+        filled = [next(given) if _is_array(x) else x for x in leaves]
+        problem = make_problem(
+            **jax.tree.unflatten(structure, filled), precision=precision, stats=stats
+        )
+        plans.append(dispatch.explain(problem, as_mask(mask), implementation))
+
+    jax.eval_shape(trace, arrays)
+    return plans[0]
+
+
+def _is_array(x: object) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _refuse_partition(partition: object) -> None:

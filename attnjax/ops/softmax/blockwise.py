@@ -95,7 +95,7 @@ def make_tiling(problem: Problem, block_q: int = 512, block_k: int = 512) -> Til
     tile stays in cache, unless the sequences are so short that there is little to skip.
     """
     size = problem.sizes
-    block_q, block_k = min(block_q, size["T"]), min(block_k, size["S"])
+    block_q, block_k = max(1, min(block_q, size["T"])), max(1, min(block_k, size["S"]))
     blocks = -(-size["T"] // block_q) * -(-size["S"] // block_k)
     block_b = size["B"] if blocks < 4 else 1
     return Tiling(size["B"], size["T"], size["S"], size["N"], size["K"], block_b, block_q, block_k)

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from attnjax.masks import Mask
 from attnjax.numerics import MASKED
 from attnjax.ops.softmax import blockwise, reference
+from attnjax.ops.softmax.cost import Blocks, Cost, blockwise_cost, count_blocks, reference_cost
+from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
 
@@ -22,11 +25,13 @@ class Implementation(NamedTuple):
     Attributes:
       attend: computes it.
       check: raises NotImplementedError with the reason if this implementation can't.
+      cost: what it costs.
       preferred: whether None may choose it; the reference is for checking only.
     """
 
     attend: Callable[[Problem], tuple[Array, AttentionStats | None]]
     check: Callable[[Problem], None]
+    cost: Callable[[Problem, Blocks], Cost]
     preferred: bool = True
 
 
@@ -36,8 +41,8 @@ def _anything(problem: Problem) -> None:
 
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "blockwise": Implementation(blockwise.attend, _anything),
-    "reference": Implementation(reference.attend, _anything, preferred=False),
+    "blockwise": Implementation(blockwise.attend, _anything, blockwise_cost),
+    "reference": Implementation(reference.attend, _anything, reference_cost, preferred=False),
 }
 
 
@@ -115,6 +120,33 @@ def attend(
     # stay outside, for their closures may change between calls.
     call = _uncached if problem.user_functions else _cached
     return call(problem, name)
+
+
+def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> Plan:
+    """Says how a problem would be computed.
+
+    Args:
+      problem: the call, which may hold tracers.
+      mask: the caller's mask, with its arrays as far as they are known.
+      implementation: as in `choose`.
+
+    Returns:
+      The plan.
+    """
+    name, reasons = choose(problem, implementation)
+    notes = []
+    if problem.user_functions:
+        notes.append(
+            "a function of yours takes part: outside jax.jit every call compiles anew, because "
+            "what the function closes over may have changed"
+        )
+    size = problem.sizes
+    if 0 in (size[a] for a in "BTSN"):
+        blocks = Blocks(0, 0, 0)
+        notes.append("an axis is empty: the result is known without computing")
+    else:
+        blocks = count_blocks(mask, problem)
+    return Plan(name, reasons, IMPLEMENTATIONS[name].cost(problem, blocks), tuple(notes))
 
 
 def _uncached(problem: Problem, name: str) -> tuple[Array, AttentionStats | None]:
