@@ -1,6 +1,47 @@
 """Flax NNX modules: parameters, projections, and one call of an operation."""
 
+from attnjax.nn.attention import MultiHeadAttention
+from attnjax.nn.blocks import TransformerBlock
+from attnjax.nn.cache import KeyValues, KVCache
+from attnjax.nn.config import TransformerConfig
+from attnjax.nn.decoder import Decoder, DecoderCache, EncoderDecoder
+from attnjax.nn.encoder import Encoder
+from attnjax.nn.feedforward import FeedForward
 from attnjax.nn.interop import attention_fn
+from attnjax.nn.options import AttentionOptions
 from attnjax.nn.pooling import AttentionPooling
+from attnjax.nn.positions import (
+    Alibi,
+    LearnedPositions,
+    Positions,
+    RelativeBias,
+    Rotary,
+    SinusoidalPositions,
+    sinusoids,
+)
+from attnjax.nn.shift import shift_mask, shift_score_mod
 
-__all__ = ["AttentionPooling", "attention_fn"]
+__all__ = [
+    "Alibi",
+    "AttentionOptions",
+    "AttentionPooling",
+    "Decoder",
+    "DecoderCache",
+    "Encoder",
+    "EncoderDecoder",
+    "FeedForward",
+    "KVCache",
+    "KeyValues",
+    "LearnedPositions",
+    "MultiHeadAttention",
+    "Positions",
+    "RelativeBias",
+    "Rotary",
+    "SinusoidalPositions",
+    "TransformerBlock",
+    "TransformerConfig",
+    "attention_fn",
+    "shift_mask",
+    "shift_score_mod",
+    "sinusoids",
+]

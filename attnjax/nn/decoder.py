@@ -14,7 +14,8 @@ from attnjax.masks import Causal, Mask, as_mask
 from attnjax.nn.blocks import TransformerBlock
 from attnjax.nn.cache import KeyValues, KVCache, rewound
 from attnjax.nn.config import TransformerConfig
-from attnjax.nn.encoder import Encoder, InputPositions
+from attnjax.nn.encoder import Encoder
+from attnjax.nn.inputs import InputPositions
 from attnjax.nn.stack import LayerStack
 from attnjax.ops.softmax.stats import AttentionStats
 
