@@ -23,7 +23,8 @@ class Operand:
 
     The letters are B, N, T and S, in that order, or B, N and R: entry `r` of R belongs to the
     relative position `k_idx - q_idx = r - (T - 1)`, so that R has `T + S - 1` entries. A dimension
-    of size 1 broadcasts along its letter.
+    of size 1 broadcasts along its letter. Inside an implementation, K (key heads, in the place of
+    N) and F (features: last, and whole in every tile) are letters too.
 
     Attributes:
       name: how error messages call it, for example `Segments.q_ids`.
