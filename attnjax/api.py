@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -11,21 +11,10 @@ from attnjax.dropout import Dropout
 from attnjax.masks import Mask, as_mask
 from attnjax.ops.softmax import dispatch
 from attnjax.ops.softmax.plan import Plan
-from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod
 from attnjax.validate import make_problem
 
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
-
-
-@overload
-def attention(
-    q: Array, k: Array, v: Array, *, stats: Literal[False] = False, **options: Any
-) -> Array: ...
-@overload
-def attention(
-    q: Array, k: Array, v: Array, *, stats: Literal[True], **options: Any
-) -> tuple[Array, AttentionStats]: ...
 
 
 def attention(
@@ -42,7 +31,7 @@ def attention(
     partition: None = None,
     stats: bool = False,
     implementation: str | None = None,
-) -> Array | tuple[Array, AttentionStats]:
+) -> Any:
     """Computes exact softmax attention: `softmax(score_mod(scale * q.k), where=mask) @ v`.
 
     Never makes a T-by-S array, forward or backward, unless `implementation="reference"`.

@@ -10,6 +10,8 @@ The rules, for every implementation:
 * NaN or infinity in a query, key or value reaches the rows that may see it, and no other.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -37,7 +39,7 @@ def matmul_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if dtype == jnp.float16 else jnp.dtype(dtype)
 
 
-def default_precision(dtype: jnp.dtype, precision: object) -> object:
+def default_precision(dtype: jnp.dtype, precision: Any) -> Any:
     """Returns the matmul precision: what was asked for, else full float32 for float32 inputs."""
     if precision is None and jnp.dtype(dtype).itemsize >= 4:
         return jax.lax.Precision.HIGHEST

@@ -61,13 +61,18 @@ def attend(
     scores = lower_scores(problem.score_mods, problem.scale, tiling, dtype)
     mask = lower_mask(problem.mask, tiling)
     kernel = _Kernel(tiling, scores, mask, dtype, problem.matmul_precision, problem.stats, settings)
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (problem.q, problem.k, problem.v))
+    by_query, by_key = make_schedules(problem.mask, tiling)
     arguments = _Arguments(
-        *(_heads_first(x) for x in (problem.q, problem.k, problem.v)),
-        None if problem.sinks is None else problem.sinks.reshape(tiling.K, tiling.groups),
-        scores.arrays,
-        mask.arrays,
-        None if dropout is None else dropout.words(),
-        *make_schedules(problem.mask, tiling),
+        q=q,
+        k=k,
+        v=v,
+        sinks=None if problem.sinks is None else problem.sinks.reshape(tiling.K, tiling.groups),
+        scores=scores.arrays,
+        mask=mask.arrays,
+        dropout=None if dropout is None else dropout.words(),
+        by_query=by_query,
+        by_key=by_key,
     )
     flat, structure = jax.tree.flatten(arguments)
     # The kernel must not hold the caller's arrays, for it outlives the trace that they belong to.
@@ -113,10 +118,6 @@ class _Arguments(NamedTuple):
     dropout: Array | None
     by_query: Schedule
     by_key: Schedule
-
-
-def _heads_first(x: Array) -> Array:
-    return jnp.moveaxis(x, 2, 1)
 
 
 def _take(x: Array, starts: tuple[Array | int, ...], lengths: tuple[int, ...]) -> Array:
@@ -413,7 +414,7 @@ def _finish(state: _Softmax, sinks: Array | None, bad: Array) -> tuple[Array, ..
     total = jnp.where(empty, 1, total) + spoil
     out = out * jnp.where(empty, 0, shrink / total)[..., None]
     logsumexp = jnp.where(empty, MASKED, jnp.log(total) + shift)
-    if score_sum is None:
+    if score_sum is None or state.first is None or state.distance is None:
         return out, logsumexp
     entropy = jnp.where(empty, 0, jnp.log(total) - score_sum / total)
     first = jnp.where(empty, 0, jnp.exp(state.first - logsumexp))
@@ -459,31 +460,27 @@ def _backward(
         return _Totals(dq, _add_keys(totals.k, dk, at), _add_keys(totals.v, dv, at), dscores)
 
     zeros = _Totals(
-        jnp.zeros(inputs.q.shape, dtype),
-        *(jnp.zeros(jnp.matrix_transpose(x).shape, dtype) for x in (inputs.k, inputs.v)),
-        tuple(
+        q=jnp.zeros(inputs.q.shape, dtype),
+        k=jnp.zeros(jnp.matrix_transpose(inputs.k).shape, dtype),
+        v=jnp.zeros(jnp.matrix_transpose(inputs.v).shape, dtype),
+        scores=tuple(
             jnp.zeros(x.shape, jnp.promote_types(x.dtype, dtype)) if w else None
             for x, w in zip(arguments.scores, want.scores, strict=True)
         ),
     )
     totals = jax.lax.fori_loop(0, batches * blocks, one_block, zeros)
-    grads = _Arguments(
+    # In the order of the flattened arguments; masks, dropout and schedules have no derivative.
+    grads = [
         totals.q.reshape(arguments.q.shape),
         jnp.matrix_transpose(totals.k),
         jnp.matrix_transpose(totals.v),
-        _sinks_gradient(arguments.sinks, rows) if want.sinks else None,
-        totals.scores,
-        (None,) * len(arguments.mask),
-        None,
-        Schedule(None, None, None),  # type: ignore[arg-type]
-        Schedule(None, None, None),  # type: ignore[arg-type]
-    )
-    leaves = jax.tree.leaves(grads, is_leaf=lambda x: x is None)
-    absent = jax.tree.leaves(arguments, is_leaf=lambda x: x is None)
-    present = [g for g, x in zip(leaves, absent, strict=True) if x is not None]
+        *(() if arguments.sinks is None else (_sinks_gradient(arguments.sinks, rows),)),
+        *totals.scores,
+    ]
+    grads += [None] * (len(flat) - len(grads))
     return tuple(
         g.astype(x.dtype) if w and g is not None else None
-        for g, x, w in zip(present, flat, wanted, strict=True)
+        for g, x, w in zip(grads, flat, wanted, strict=True)
     )
 
 
@@ -618,10 +615,8 @@ def _add_keys(total: Array, part: Array, at: Origin) -> Array:
     return jax.lax.dynamic_update_slice(total, old + part, starts)
 
 
-def _sinks_gradient(sinks: Array | None, rows: _Rows) -> Array | None:
+def _sinks_gradient(sinks: Array, rows: _Rows) -> Array:
     """Returns the cotangent `[K, G]` of the sinks: a key with weight, but with no value."""
-    if sinks is None:
-        return None
     log_weight = sinks.astype(rows.delta.dtype)[None, :, :, None] - rows.logsumexp
     slope = -rows.delta
     if rows.entropy is not None and rows.entropy_cotangent is not None:
