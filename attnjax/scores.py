@@ -9,6 +9,7 @@ function closes over, and arrays inside an object, get gradients.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ class ScoreMod:
         return self.apply(score, index, *(fetch(o) for o in self.operands({})))
 
 
+@typing.dataclass_transform(frozen_default=True, eq_default=False)
 def _pytree(*static: str) -> Callable[[type], type]:
     def register(cls: type) -> type:
         cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
@@ -104,7 +106,7 @@ def alibi(slopes: int | Array) -> Alibi:
         first = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
         between = [2.0 ** (-4 * (2 * i + 1) / power) for i in range(slopes - power)]
         return Alibi(jnp.asarray(first + between, jnp.float32))
-    _check_floats("alibi.slopes", slopes)
+    slopes = _check_floats("alibi.slopes", slopes)
     declare("alibi.slopes", slopes, "N")
     return Alibi(slopes)
 
@@ -162,7 +164,7 @@ def temperature(value: float | Array) -> Temperature:
       ValueError: if `value` is a number that is not positive and finite, or has another shape.
     """
     if hasattr(value, "shape") and len(value.shape):
-        _check_floats("temperature", value)
+        value = _check_floats("temperature", value)
         declare("temperature", value, "N")
         return Temperature(value)
     return Temperature(_positive_scalar("temperature", value))
@@ -477,11 +479,12 @@ def check_scores(new: Array, score: Array) -> Array:
     return new.astype(score.dtype)
 
 
-def _check_floats(name: str, x: Any) -> None:
+def _check_floats(name: str, x: Any) -> Array:
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise ValueError(f"{name}: expected a float array, got {type(x).__name__}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name}: expected a float array, got dtype {x.dtype}.")
+    return x
 
 
 def _positive_scalar(name: str, x: Any) -> Array:

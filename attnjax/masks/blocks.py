@@ -55,7 +55,8 @@ class Grid:
         self.shape = (-(-T // block_q), -(-S // block_k))
         self.xp: Any = np if host else jnp
         q, k = (np.arange(n, dtype=np.int32) for n in self.shape) if host else self._traced()
-        q_lo, k_lo = q[None, None, :, None] * block_q, k[None, None, None, :] * block_k
+        q_lo: Any = q[None, None, :, None] * block_q
+        k_lo: Any = k[None, None, None, :] * block_k
         self.q_lo, self.q_hi = q_lo, self.xp.minimum(q_lo + block_q, T) - 1
         self.k_lo, self.k_hi = k_lo, self.xp.minimum(k_lo + block_k, S) - 1
         self.true = self.xp.ones((1, 1, 1, 1), bool)

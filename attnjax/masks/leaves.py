@@ -167,16 +167,9 @@ class Segments(Mask):
     kv_ids: Array | None
 
     def __init__(self, q_ids: Array, kv_ids: Array | None = None) -> None:
-        for name, ids in (("q_ids", q_ids), ("kv_ids", kv_ids)):
-            if ids is None and name == "kv_ids":
-                continue
-            _integers(f"Segments.{name}", ids)
-            if len(ids.shape) not in (1, 2):
-                axis = "T" if name == "q_ids" else "S"
-                raise ValueError(
-                    f"Segments.{name}: expected shape [{axis}] or [B, {axis}], "
-                    f"got {tuple(ids.shape)}."
-                )
+        _ids("Segments.q_ids", q_ids, "T")
+        if kv_ids is not None:
+            _ids("Segments.kv_ids", kv_ids, "S")
         self._set(q_ids=q_ids, kv_ids=kv_ids)
 
     def operands(self) -> tuple[Operand, ...]:
@@ -277,7 +270,7 @@ class Where(Mask):
             for x in (self.per_query, self.per_key)
             if x is not None
         ]
-        result = self.fn(*index, *declared)
+        result: Any = self.fn(*index, *declared)
         if not isinstance(result, bool) and getattr(result, "dtype", None) != jnp.bool_:
             got = getattr(result, "dtype", type(result).__name__)
             raise ValueError(f"Where.fn: expected a bool result, got {got}.")
@@ -296,6 +289,12 @@ class Where(Mask):
             return Bounds(grid.true, ~grid.true)
         some, every = self.block_rule(grid.q_lo, grid.q_hi, grid.k_lo, grid.k_hi)
         return Bounds(grid.xp.asarray(some, bool), grid.xp.asarray(every, bool))
+
+
+def _ids(name: str, ids: Any, axis: str) -> None:
+    _integers(name, ids)
+    if len(ids.shape) not in (1, 2):
+        raise ValueError(f"{name}: expected shape [{axis}] or [B, {axis}], got {tuple(ids.shape)}.")
 
 
 def _integers(name: str, x: Any) -> None:

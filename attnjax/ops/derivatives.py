@@ -189,7 +189,8 @@ def _jvp_rule(
     parts = []
     if not all(isinstance(t, ad.Zero) for t in moved):
         filled = (
-            jnp.zeros(t.aval.shape, t.aval.dtype) if isinstance(t, ad.Zero) else t for t in moved
+            jnp.zeros_like(x) if isinstance(t, ad.Zero) else t
+            for t, x in zip(moved, primals[num_residuals:], strict=True)
         )
         parts.append(bind(*known, *filled))
     if any(moving):

@@ -44,10 +44,7 @@ class Program:
 
     def bare(self) -> Program:
         """Returns the program with shapes in the place of its arrays."""
-        operands = tuple(
-            dataclasses.replace(o, array=jax.ShapeDtypeStruct(o.array.shape, o.array.dtype))
-            for o in self.operands
-        )
+        operands = tuple(dataclasses.replace(o, array=_shape_of(o.array)) for o in self.operands)
         return dataclasses.replace(self, operands=operands, constants=())
 
     def with_arrays(self, arrays: Sequence[Array]) -> Program:
@@ -74,7 +71,7 @@ class Program:
         count = len(self.operands)
         return tuple(
             None
-            if total is None
+            if total is None or part is None
             else tiling.add(total, part, self.operands[n], at)
             if n < count
             else total + part
@@ -87,6 +84,10 @@ class Program:
         closed = ClosedJaxpr(self.jaxpr, list(inputs[count:]))
         (result,) = jaxpr_as_fun(closed)(*tile, *inputs[:count])
         return result
+
+
+def _shape_of(array: Array) -> Any:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def lower_scores(
