@@ -1,5 +1,7 @@
 """Flax NNX modules: parameters, projections, and one call of an operation."""
 
+from attnjax.nn.activated import ActivatedAttention
+from attnjax.nn.additive import AdditiveAttention
 from attnjax.nn.attention import MultiHeadAttention
 from attnjax.nn.blocks import TransformerBlock
 from attnjax.nn.cache import KeyValues, KVCache
@@ -22,6 +24,8 @@ from attnjax.nn.positions import (
 from attnjax.nn.shift import shift_mask, shift_score_mod
 
 __all__ = [
+    "ActivatedAttention",
+    "AdditiveAttention",
     "Alibi",
     "AttentionOptions",
     "AttentionPooling",
