@@ -124,7 +124,7 @@ class AdditiveAttention(nnx.Module):
         dropout = None
         if self.rngs is not None and not self.deterministic:
             dropout = Dropout(self.dropout_rate, self.rngs())
-        result = additive_attention(
+        result: Any = additive_attention(
             self.query(x),
             self.key(kv),
             self.value(kv),
