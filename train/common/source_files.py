@@ -29,10 +29,10 @@ def load_files(config: TextDataConfig) -> LabelledText:
     splits: dict[str, tuple[Example, ...]] = {}
     missing: dict[str, float] = {}
     for split in ("validation", "test"):
-        path: Path | None = getattr(config, split)
-        if path is None:
+        if getattr(config, split) is None:
             missing[split] = getattr(config, f"{split}_fraction")
         else:
+            path = Path(getattr(config, split))
             rows = _rows(path, config, notes)
             splits[split] = tuple(_example(row, path, index) for row in rows)
     train = [Example(row.text, index[row.label]) for row in train_rows]

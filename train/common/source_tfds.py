@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import tensorflow_datasets as tfds
 
 from train.common.builders import docstrings
+from train.common.builders.quiet import quiet
 from train.common.labelled_text import SPLITS, Example, LabelledText, hold_out
 
 if TYPE_CHECKING:
@@ -60,10 +61,14 @@ def _catalogue_builder(name: str, config: TextDataConfig) -> Any:
         raise ValueError(f"tensorflow-datasets has no data set {name!r}{hint}")
     try:
         # The format matters only where the data set is still to be prepared.
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record", try_gcs=False)
+        with quiet():
+            builder = tfds.builder(
+                name, data_dir=data_dir, file_format="array_record", try_gcs=False
+            )
+            is_prepared = builder.is_prepared()
     except ImportError as error:
         raise ImportError(f"{name} needs TensorFlow: pip install 'attnjax[tf]'") from error
-    if not builder.is_prepared():
+    if not is_prepared:
         _prepare(builder, name, data_dir)
     return builder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -24,9 +24,9 @@ class TextDataConfig:
 
     source: Annotated[str, tyro.conf.arg(name="data", prefix_name=False)] = "builtin"
     """builtin (docstrings of NumPy and SciPy), tfds:NAME, or the path of the training file."""
-    validation: Path | None = None
+    validation: str | None = None
     """A file with the validation split; without it, part of the training file is held out."""
-    test: Path | None = None
+    test: str | None = None
     """A file with the test split; without it, part of the training file is held out."""
     format: FileFormat = "auto"
     """How files are laid out; auto goes by the name (.csv, .tsv, .jsonl, each also .gz). trec is
@@ -52,7 +52,7 @@ class TextDataConfig:
     """Seeds which examples are held out; not moved by the training seed."""
     max_train: int | None = None
     """Use only this many training examples (the first ones after a shuffle), for quick trials."""
-    data_dir: Path | None = None
+    data_dir: str | None = None
     """Where prepared data sets live; by default $ATTNJAX_DATA_DIR, else ~/.cache/attnjax/data."""
 
     def __post_init__(self) -> None:
@@ -70,6 +70,11 @@ class TextDataConfig:
             raise ValueError(
                 f"separate validation and test files go with a file as --data, got {self.source!r}"
             )
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> TextDataConfig:
+        """The config that `dataclasses.asdict` and JSON made `fields` of."""
+        return cls(**{**fields, "text_column": tuple(fields["text_column"])})
 
     @property
     def is_file(self) -> bool:

@@ -73,19 +73,25 @@ class Sentence(NamedTuple):
 def corpus() -> list[Sentence]:
     """Collects every distinct sentence of `MIN_WORDS` to `MAX_WORDS` words, in a fixed order.
 
-    A sentence that occurs in several objects is kept once, under the first of them; one that
+    Sentences are the same if they differ only in case, punctuation or their own object's name. One
+    that occurs in several objects is kept once, under the first of them; one that
     occurs under several labels has no one right answer and is left out.
     """
-    kept: dict[str, Sentence] = {}
-    ambiguous: set[str] = set()
+    kept: list[Sentence] = []
+    first_with: dict[str, Sentence] = {}
+    ambiguous: set[Sentence] = set()
     for label, owner, docstring in _documented_objects():
+        name = owner.rpartition(".")[2]
         for text in sentences(docstring):
+            sentence = Sentence(text, label, owner)
             # "NAME has experimental support for ..." is one sentence, whatever the name.
-            key = _normalised(text.replace(owner.rpartition(".")[2], ""))
-            first = kept.setdefault(key, Sentence(text, label, owner))
-            if first.label != label:
-                ambiguous.add(key)
-    return [sentence for key, sentence in kept.items() if key not in ambiguous]
+            keys = {_normalised(text), _normalised(text.replace(name, ""))}
+            earlier = {first_with[key] for key in keys if key in first_with}
+            first_with |= {key: sentence for key in keys if key not in first_with}
+            ambiguous |= {other for other in earlier if other.label != label}
+            if not earlier:
+                kept.append(sentence)
+    return [sentence for sentence in kept if sentence not in ambiguous]
 
 
 def split_of(owner: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ import scipy
 import tensorflow_datasets as tfds
 
 from train.common.builders.docstring_corpus import SUBPACKAGES, corpus, split_of
+from train.common.builders.quiet import quiet
 
 SPLITS = ("train", "validation", "test")
 
@@ -64,21 +63,22 @@ def prepared(data_dir: Path) -> tfds.core.DatasetBuilder:
     The data set is made in a folder of its own and moved into place whole, so that processes that
     start together neither wait for each other nor read half a data set.
     """
-    builder = AttnjaxDocstrings(data_dir=str(data_dir), file_format="array_record")
-    if builder.is_prepared():
-        return builder
-    tfds.disable_progress_bar()
-    target = Path(builder.data_dir)
+    with quiet():
+        builder = AttnjaxDocstrings(data_dir=str(data_dir), file_format="array_record")
+        if builder.is_prepared():
+            return builder
+        _prepare(data_dir, Path(builder.data_dir))
+        return AttnjaxDocstrings(data_dir=str(data_dir), file_format="array_record")
+
+
+def _prepare(data_dir: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing-") as scratch:
         fresh = AttnjaxDocstrings(data_dir=scratch, file_format="array_record")
-        # tfds announces a download on stdout; nothing is downloaded here.
-        with contextlib.redirect_stdout(io.StringIO()):
-            fresh.download_and_prepare()
+        fresh.download_and_prepare()
         try:
             os.rename(fresh.data_dir, target)
         except OSError:
             # Another process was faster; its data set is the same.
             if not target.is_dir():
                 raise
-    return AttnjaxDocstrings(data_dir=str(data_dir), file_format="array_record")

@@ -1,0 +1,164 @@
+"""`TextBatches`: encoded, labelled texts as batches of similar length, in a reproducible order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+import grain
+import numpy as np
+
+from train.common.labelled_text import LabelledText
+from train.common.subwords import SubwordConfig, SubwordTable
+from train.common.task import Batch
+from train.common.tokenise import PAD_ID, TextTokeniser
+
+CHUNK = 16
+"""Batches that are drawn together and then sorted by length, to waste less on padding."""
+_WIDTHS = (24, 48, 96, 192, 384)
+"""Batches are padded to one of these widths (or the longest text), for each compiles anew."""
+
+
+class TextEncoder:
+    """Turns texts into the arrays that the model reads."""
+
+    def __init__(self, tokeniser: TextTokeniser, subwords: SubwordConfig):
+        self.tokeniser = tokeniser
+        self._table = SubwordTable(subwords) if subwords.buckets else None
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns, for each text, its token ids and its rows in the sub-word table, int32 `[T]`."""
+        tokens = self.tokeniser.encode_batch(texts)
+        return [
+            (
+                np.array(t.ids, np.int32),
+                self._table.rows(t.pieces) if self._table else np.zeros(len(t.ids), np.int32),
+            )
+            for t in tokens
+        ]
+
+    def pad(self, encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
+        """Stacks encoded texts.
+
+        Returns:
+            `ids` int32 `[B, T]`, `length` int32 `[B]` and, where sub-words are on, `subwords`
+            int32 `[B, T, per_word]`.
+        """
+        longest = max(len(ids) for ids, _ in encoded)
+        limit = self.tokeniser.max_tokens
+        width = min([w for w in _WIDTHS if w >= longest] or [limit])
+        width = max(min(width, limit), longest)
+        ids = np.full((len(encoded), width), PAD_ID, np.int32)
+        rows = np.zeros((len(encoded), width), np.int32)
+        length = np.array([len(i) for i, _ in encoded], np.int32)
+        for b, (token_ids, token_rows) in enumerate(encoded):
+            ids[b, : len(token_ids)] = token_ids
+            rows[b, : len(token_rows)] = token_rows
+        batch = {"ids": ids, "length": length}
+        if self._table:
+            inside = np.arange(width)[None, :, None] < length[:, None, None]
+            batch["subwords"] = np.where(inside, self._table.array()[rows], 0)
+        return batch
+
+
+class TextBatches:
+    """Batches of a `LabelledText`; the `TaskData` of text classification.
+
+    Every batch holds what `TextEncoder.pad` gives and `label` int32 `[B]`; evaluation batches also
+    `weight` float32 `[B]` and `index` int32 `[B]`, the place of each example in its split.
+    """
+
+    def __init__(self, data: LabelledText, encoder: TextEncoder):
+        self.fingerprint = data.fingerprint
+        self.train_size = len(data.splits["train"])
+        self._encoder = encoder
+        self._encoded = {
+            split: encoder.encode([text for text, _ in examples])
+            for split, examples in data.splits.items()
+        }
+        self._labels = {
+            split: np.array([label for _, label in examples], np.int32)
+            for split, examples in data.splits.items()
+        }
+
+    def truncated(self, split: str) -> int:
+        """How many texts of a split reach the tokeniser's limit, and so may have been cut."""
+        limit = self._encoder.tokeniser.max_tokens
+        return sum(len(ids) >= limit for ids, _ in self._encoded[split])
+
+    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+        """Yields training batches without end, from the one of step `start_step` on."""
+        order = _Order(self._lengths("train"), batch_size, seed)
+        source = _Batches(order, self._train_batch)
+        batches = iter(grain.MapDataset.source(source).to_iter_dataset())
+        grain.experimental.set_next_index(batches, start_step)
+        return batches
+
+    def eval_batches(self, split: str, *, batch_size: int) -> Iterable[Batch]:
+        """Yields one pass over a split, shortest texts first.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self._encoded:
+            raise ValueError(f"there is no split {split!r}, only {sorted(self._encoded)}")
+        order = np.argsort(self._lengths(split), kind="stable").astype(np.int32)
+        for start in range(0, len(order), batch_size):
+            real = order[start : start + batch_size]
+            index = np.resize(real, batch_size)
+            weight = (np.arange(batch_size) < len(real)).astype(np.float32)
+            yield {**self._batch(split, index), "weight": weight, "index": index}
+
+    def _train_batch(self, index: np.ndarray) -> Batch:
+        return self._batch("train", index)
+
+    def _batch(self, split: str, index: np.ndarray) -> Batch:
+        batch = self._encoder.pad([self._encoded[split][i] for i in index])
+        return {**batch, "label": self._labels[split][index]}
+
+    def _lengths(self, split: str) -> np.ndarray:
+        return np.array([len(ids) for ids, _ in self._encoded[split]])
+
+
+class _Order:
+    """Which examples stand in which training batch: a function of seed and batch number alone.
+
+    Shuffled passes over the data follow each other without a seam. Each stretch of `CHUNK` batches
+    is sorted by length and cut into batches, which then come in a random order.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        # Two suffice: a chunk reads at most a few passes, and batches come one after another.
+        self._pass = lru_cache(maxsize=2)(self._shuffled_pass)
+        self._chunk = lru_cache(maxsize=2)(self._sorted_chunk)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self._chunk(step // CHUNK)[step % CHUNK]
+
+    def _sorted_chunk(self, chunk: int) -> np.ndarray:
+        size, total = self._batch_size * CHUNK, len(self._lengths)
+        places = np.arange(chunk * size, (chunk + 1) * size)
+        passes = places // total
+        examples = np.concatenate(
+            [self._pass(int(p))[places[passes == p] % total] for p in np.unique(passes)]
+        )
+        examples = examples[np.argsort(self._lengths[examples], kind="stable")]
+        rng = np.random.default_rng([self._seed, 1, chunk])
+        return rng.permutation(examples.reshape(CHUNK, self._batch_size))
+
+    def _shuffled_pass(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, 0, number]).permutation(len(self._lengths))
+
+
+class _Batches:
+    """A random-access source, as grain wants it, whose element i is training batch i."""
+
+    def __init__(self, order: _Order, make):
+        self._order, self._make = order, make
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._make(self._order[int(step)])

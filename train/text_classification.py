@@ -1,0 +1,200 @@
+"""Text classification with attention that can be looked at.
+
+python -m train.text_classification                        # train on the builtin data
+python -m train.text_classification --model transformer --data tfds:ag_news_subset
+python -m train.text_classification predict RUN_DIR "A sentence." "Another one."
+python -m train.text_classification evaluate RUN_DIR --split test
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+
+from train.common import cli
+from train.common.baseline import Baseline, tfidf_baseline
+from train.common.classification import Scores, balanced_weights, cross_entropy
+from train.common.config import TrainConfig
+from train.common.labelled_text import LabelledText
+from train.common.loop import run
+from train.common.optim import OptimConfig
+from train.common.sources import TextDataConfig
+from train.common.subwords import SubwordConfig
+from train.common.task import Batch, Task
+from train.common.text_batches import TextBatches, TextEncoder
+from train.common.text_models import TextClassifier, TextModelConfig
+from train.common.text_outcome import Outcome, finish, scores_table, seeds_table
+from train.common.text_run import Classifier, described_run, save_text_side
+from train.common.tokenise import TokeniserConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a text classifier, compares it with TF-IDF + logistic regression, writes a report."""
+
+    run_dir: Path = Path("runs/text_classification")
+    """Where everything about the run goes; run the same command again to resume."""
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    """The texts and their labels."""
+    tokens: TokeniserConfig = field(default_factory=TokeniserConfig)
+    """How texts are cut into tokens."""
+    subwords: SubwordConfig = field(default_factory=SubwordConfig)
+    """How a word's spelling is used."""
+    model: TextModelConfig = field(default_factory=TextModelConfig)
+    """The classifier."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: every class has the same share of the loss, however rare it is."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds: one run each, in RUN_DIR/seed-N, then a table of their test results."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            epochs=12, ema_decay=0.995, optim=OptimConfig(learning_rate=2e-3, weight_decay=0.01)
+        )
+    )
+    """The training loop."""
+
+    def describe(self) -> dict[str, Any]:
+        """What config.json says about the task."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in ("run_dir", "train", "seeds")}
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classifies texts with a trained model and shows how much attention each word got."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A run directory of this program."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The texts; without any, one per line of standard input."""
+    json: bool = False
+    """Print one JSON object per text instead of a table."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measures a trained model on a split of the data it was trained with."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A run directory of this program."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which split."""
+
+
+def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
+    """Puts model, loss and metrics together."""
+    balanced = config.class_weights == "balanced"
+    weights = balanced_weights(data.label_counts()) if balanced else None
+
+    def build_model(rngs: nnx.Rngs) -> TextClassifier:
+        return config.model.build(
+            vocabulary=encoder.tokeniser.size,
+            buckets=config.subwords.buckets,
+            classes=len(data.labels),
+            rngs=rngs,
+        )
+
+    def predict(model: TextClassifier, batch: Batch) -> dict[str, Any]:
+        logits, attention = model(batch["ids"], batch["length"], batch.get("subwords"))
+        return {"logits": logits, "attention": attention}
+
+    def loss(model: TextClassifier, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        logits = predict(model, batch)["logits"]
+        losses = cross_entropy(
+            logits, batch["label"], class_weights=weights, smoothing=config.label_smoothing
+        )
+        hit = jnp.argmax(logits, axis=-1) == batch["label"]
+        return jnp.mean(losses), {"accuracy": jnp.mean(hit)}
+
+    def evaluate(results: list[tuple[dict[str, np.ndarray], Batch]]) -> dict[str, float]:
+        real = np.concatenate([batch["weight"] for _, batch in results]) > 0
+        label = np.concatenate([batch["label"] for _, batch in results])[real]
+        logits = np.concatenate([predicted["logits"] for predicted, _ in results])[real]
+        scores = Scores.of(label, logits.argmax(axis=-1), len(data.labels))
+        nll = np.mean(cross_entropy(jnp.asarray(logits), jnp.asarray(label)))
+        return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "loss": float(nll)}
+
+    return Task(build_model, loss, predict, evaluate, TextBatches(data, encoder))
+
+
+def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome:
+    """Trains with one seed, measures on the test split and writes the report."""
+    encoder = make_encoder(config, data)
+    save_text_side(config.run_dir, encoder, data.labels)
+    task = make_task(config, data, encoder)
+    result = run(task, config.train, config.run_dir, describe=config.describe())
+    assert result is not None  # only a dry run has none
+    classifier = Classifier(result.model(), encoder, data.labels)
+    return finish(result, classifier, data, baseline)
+
+
+def make_encoder(config: Config, data: LabelledText) -> TextEncoder:
+    """Trains the tokeniser, on the training split only."""
+    tokeniser = config.tokens.train(text for text, _ in data.splits["train"])
+    return TextEncoder(tokeniser, config.subwords)
+
+
+def train(config: Config) -> None:
+    """Loads the data, trains with each seed, prints the results beside the baseline's."""
+    data = config.data.load()
+    print("\n  ".join([data.summary(), *data.notes]), flush=True)
+    if config.train.dry_run:
+        task = make_task(config, data, make_encoder(config, data))
+        run(task, config.train, config.run_dir, describe=config.describe())
+        return
+    baseline = tfidf_baseline(data)
+    print(f"baseline: {baseline.describe()}", flush=True)
+    if not config.seeds:
+        print(train_one(config, data, baseline).describe())
+        return
+    outcomes = {}
+    for seed in config.seeds:
+        run_dir = config.run_dir / f"seed-{seed}"
+        train_config = dataclasses.replace(config.train, seed=seed)
+        one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
+        outcomes[seed] = train_one(one, data, baseline)
+    print(seeds_table(outcomes))
+
+
+def predict(config: Predict) -> None:
+    """Prints label, probability and each word's attention weight, for each text."""
+    texts = config.texts or tuple(line.strip() for line in sys.stdin if line.strip())
+    for prediction in Classifier.load(config.run_dir).predict(texts):
+        print(prediction.as_json() if config.json else prediction.as_text(), flush=True)
+
+
+def evaluate(config: Evaluate) -> None:
+    """Prints metrics and the confusion matrix of a split."""
+    data = TextDataConfig.from_json(described_run(config.run_dir)["data"]).load()
+    classifier = Classifier.load(config.run_dir)
+    print(scores_table(classifier.scores(data.splits[config.split]), data.labels))
+
+
+COMMANDS: dict[str, tuple[Any, Any]] = {
+    "train": (Config, train),
+    "predict": (Predict, predict),
+    "evaluate": (Evaluate, evaluate),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names; `train` where it names none."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "train"
+    config_class, command = COMMANDS[name]
+    return cli.guarded(lambda: command(cli.parse(config_class, arguments, description=__doc__)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
