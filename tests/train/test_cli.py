@@ -65,6 +65,7 @@ def test_help_names_every_option_and_exit_code(capsys: pytest.CaptureFixture[str
             2,
             "error: [Errno 2] No such file: 'a.csv'",
         ),
+        (NotImplementedError("one process"), 2, "error: one process\n"),
         (NonFiniteError("step 3: nan"), 3, "error: step 3: nan\n"),
         (BrokenCheckpointError("none can be read"), 4, "error: none can be read\n"),
         (Interrupted(signal.SIGTERM, "stopped; saved"), 143, "stopped; saved\n"),

@@ -15,6 +15,13 @@ from train.common.signals import Interrupted
 Config = TypeVar("Config")
 
 DONE, WRONG_USE, NOT_FINITE, BROKEN = 0, 2, 3, 4
+_ANSWERS = (
+    ValueError,
+    NotImplementedError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+)
 EXIT_CODES = """exit status:
   0        done, or was already
   2        the command line, the config, the data or the run directory is wrong
@@ -62,7 +69,7 @@ def guarded(main: Callable[[], object]) -> int:
         return _fail(error, NOT_FINITE)
     except BrokenCheckpointError as error:
         return _fail(error, BROKEN)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except _ANSWERS as error:
         return _fail(error, WRONG_USE)
     return DONE
 

@@ -104,6 +104,7 @@ class TrainConfig:
             return self.steps
         if train_size < 1:
             raise ValueError(f"the training split must hold examples, its size is {train_size}")
+        assert self.epochs is not None  # __post_init__ saw to it
         return max(1, math.ceil(self.epochs * train_size / self.batch_size))
 
     def eval_interval(self, total_steps: int) -> int:

@@ -53,7 +53,10 @@ def run(
         Interrupted: a signal came; the state is saved.
         NonFiniteError: the numbers are no longer finite; names step and parameter.
         BrokenCheckpointError: there are checkpoints, but none can be read.
+        NotImplementedError: jax runs with several processes.
     """
+    if (processes := jax.process_count()) > 1:
+        raise NotImplementedError(f"the loop trains with one process, jax runs with {processes}")
     if config.dry_run:
         print(dry_run(task, config))
         return None
@@ -212,8 +215,8 @@ class _Session:
             # Where it is given up, the checkpoint says so, and the next process evaluates first.
             with suppress(EvaluationStopped):
                 improved = self._evaluate()
-        stopping = self._stop.received is not None
-        if improved or stopping or self._checkpoint_due or self._finished:
+        stopping = self._stop.received  # read once: a signal after this waits for the next step
+        if improved or stopping is not None or self._checkpoint_due or self._finished:
             self._history.sync()
             host = {
                 "selection": self._selection.to_json(),
@@ -222,11 +225,11 @@ class _Session:
                 "ema": self._config.ema_decay is not None,
             }
             self._checkpoints.save(self.step, self._state, host, best=self._selection.best_step)
-        if self._stop.received is not None and not (self._finished and self._evaluated):
+        if stopping is not None and not (self._finished and self._evaluated):
             self._checkpoints.wait()
             raise Interrupted(
-                self._stop.received,
-                f"stopped by signal {self._stop.received} at step {self.step} of {self.total}; "
+                stopping,
+                f"stopped by signal {stopping} at step {self.step} of {self.total}; "
                 "saved; the same command goes on from here",
             )
 

@@ -38,12 +38,10 @@ def split_model(model: nnx.Module) -> tuple[Graphs, dict[str, Any]]:
     model.eval()
     eval_graph, *_ = nnx.split(model, nnx.Param, nnx.RngState, ...)
     model.train()
-    train_graph, params, rng, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    parts = {"params": params, "rng": rng, "rest": rest}
-    return Graphs(train_graph, eval_graph), {
-        **{name: nnx.to_pure_dict(part) for name, part in parts.items()},
-        "ema": {},
-    }
+    train_graph, *parts = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    params, rng, rest = (nnx.to_pure_dict(part) for part in parts)
+    state = {"params": params, "rng": rng, "rest": rest, "ema": {}}
+    return Graphs(train_graph, eval_graph), state
 
 
 def init_state(

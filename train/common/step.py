@@ -35,7 +35,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike],
     config: TrainConfig,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
+) -> jax.stages.Wrapped:
     """Makes `step(state, batch) -> (state, metrics)`, pure, jitted, the old state donated.
 
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `param_norm` (after the
@@ -56,11 +56,13 @@ def make_step(
             raise ValueError(f"task.loss must return a scalar loss, got shape {jnp.shape(loss)}")
         if taken := sorted(set(named) & set(RESERVED)):
             raise ValueError(f"task.loss must not name its metrics {taken}: the step writes them")
-        new_rest = nnx.to_pure_dict(nnx.split(model, nnx.Param, nnx.RngState, ...)[3])
-        if jax.tree.structure(new_rest) != jax.tree.structure(rest):
+        after: tuple[Any, ...] = nnx.split(model, nnx.Param, nnx.RngState, ...)
+        new_rest = nnx.to_pure_dict(after[3])
+        had, has = str(jax.tree.structure(rest)), str(jax.tree.structure(new_rest))
+        if had != has:
             raise ValueError(
                 "the model must keep the variables it was built with while task.loss runs; it had "
-                f"{jax.tree.structure(rest)} and now has {jax.tree.structure(new_rest)}"
+                f"{had} and now has {has}"
             )
         return loss, (jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), named), new_rest)
 
@@ -108,7 +110,7 @@ def make_step(
         )
         params = optax.apply_updates(model["params"], updates)
         ema = model["ema"]
-        if ema:
+        if config.ema_decay is not None:
             # A short history deserves less trust in it (Adam's bias, cured by a rising decay).
             decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
             ema = jax.tree.map(lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), ema, params)
