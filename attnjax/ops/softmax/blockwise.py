@@ -332,7 +332,12 @@ def _update(
     if partial:
         allowed = kernel.allowed(index, at, i, j, own_rows=False)
         score = jnp.where(allowed, score, MASKED)
-    largest = jnp.maximum(state.largest, jax.lax.stop_gradient(jnp.max(score, axis=-1)))
+    if kernel.stats:
+        # Statistics multiply scores by their weights, and 0 * -inf is NaN.
+        score = jnp.maximum(score, LOWEST_SCORE)
+    highest = jax.lax.stop_gradient(jnp.max(score, axis=-1))
+    highest = jnp.where(highest <= LOWEST_SCORE, MASKED, highest)
+    largest = jnp.maximum(state.largest, highest)
     shift = finite_max(largest)
     shrink = jnp.exp(state.largest - shift)
     exponent = score - shift[..., None]
@@ -345,10 +350,8 @@ def _update(
         return _Softmax(largest, total, out, None, None, None)
     assert state.score_sum is not None and state.distance is not None and state.first is not None
     block_total, block_distance = _reach(kernel, weight, index, at)
-    # A masked score is -inf and its weight 0; their product is to be 0.
-    finite = jnp.maximum(score, LOWEST_SCORE)
     moved = jnp.maximum(state.largest - shift, LOWEST_EXPONENT)
-    block_score_sum = _row_dot(weight, finite) - block_total * shift
+    block_score_sum = _row_dot(weight, score) - block_total * shift
     score_sum = shrink * (state.score_sum + state.total * moved) + block_score_sum
     return _Softmax(
         largest,

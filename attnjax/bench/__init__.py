@@ -1,0 +1,1 @@
+"""Repeatable measurements; nothing in the library imports them."""
