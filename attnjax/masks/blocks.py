@@ -80,7 +80,11 @@ class Grid:
         return self._reduce(operand, "max")
 
     def _reduce(self, operand: Operand, how: str) -> Array:
-        x = self.xp.reshape(self.xp.asarray(operand.array), [operand.size(a) for a in AXES])
+        x = self.xp.asarray(operand.array)
+        if self.xp is jnp:
+            # A constant array under jit: XLA would reduce it at compile time, in half a minute.
+            x = jax.lax.optimization_barrier(x)
+        x = self.xp.reshape(x, [operand.size(a) for a in AXES])
         reduce = getattr(self.xp, how)
         for axis, block in ((AXES.index("T"), self.block_q), (AXES.index("S"), self.block_k)):
             length = x.shape[axis]
