@@ -21,7 +21,6 @@ help:  ## List the targets.
 
 demo: $(VENV)/.extras-train  ## Train the builtin text classification; compare with its baseline; write a report.
 	$(BIN)/python -m train.text_classification $(DEMO_ARGS) --run-dir $(DEMO_DIR)
-	@echo "report: $(CURDIR)/$(DEMO_DIR)/report.html"
 
 test: $(VENV)/.extras-train+test  ## Run the tests that take less than minutes, with coverage.
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
