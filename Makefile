@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=attnjax --co
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs lock hooks clean
+.PHONY: help demo test test-all bench lint format docs lock hooks clean
 # The stamps are made by a pattern rule; make would delete them as intermediate files.
 .SECONDARY:
 
@@ -28,6 +28,9 @@ test: $(VENV)/.extras-train+test  ## Run the tests that take less than minutes, 
 test-all: $(VENV)/.extras-train+test $(VENV)-peers/.extras-test+peers  ## Run every test, with 500 drawn cases each, and the peers' suites.
 	HYPOTHESIS_PROFILE=full $(PYTEST) $(PYTEST_ARGS)
 	$(VENV)-peers/bin/python -m pytest -n $(JOBS) tests/peers $(PYTEST_ARGS)
+
+bench: $(VENV)/.extras-train+test  ## Measure speed, memory and block classification on this CPU.
+	$(BIN)/python -m attnjax.bench.cpu speed stats memory blocks
 
 lint: $(VENV)/.extras-train+test+dev  ## Check style, formatting and types.
 	$(BIN)/ruff check .
