@@ -39,6 +39,8 @@ SIZES = st.sampled_from(
         Sizes(B=2, T=11, S=13, N=6, K=3, H=5, D=7),
         Sizes(B=2, T=17, S=7, N=3, K=3, H=4, D=5),
         Sizes(B=1, T=19, S=19, N=4, K=1, H=3, D=2),
+        Sizes(B=3, T=1, S=13, N=4, K=2, H=2, D=3),
+        Sizes(B=2, T=5, S=1, N=2, K=2, H=3, D=4),
     ]
 )
 

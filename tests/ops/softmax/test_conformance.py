@@ -1,0 +1,29 @@
+"""Every implementation against the reference, over drawn calls, in values and all gradients.
+
+Compiling a case takes seconds, so a quick run draws few, and a full run 126 in each of the shares.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+from tests.conformance import IMPLEMENTATIONS, Case, cases, check, implementation
+
+SHARES = [(jnp.float32, n) for n in range(4)] + [(jnp.bfloat16, n) for n in range(4, 6)]
+
+
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize(
+    ("dtype", "share"), SHARES, ids=[f"{jnp.dtype(dtype)}-{share}" for dtype, share in SHARES]
+)
+def test_values_and_all_gradients(name: str, dtype: Any, share: int) -> None:
+    @seed(share)
+    @settings(max_examples=settings.default.max_examples // 4 + 1)
+    @given(case=cases(), options=st.sampled_from(IMPLEMENTATIONS[name]))
+    def drawn(case: Case, options: dict[str, int]) -> None:
+        check(implementation(name, **options), case, dtype)
+
+    drawn()

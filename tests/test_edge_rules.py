@@ -1,0 +1,332 @@
+"""The edge rules of the contract, on every implementation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attnjax
+from tests import oracle
+from tests.conformance import COMPILER, Attend, implementation
+
+B, T, S, N, K, H, D = 2, 7, 5, 4, 2, 3, 6
+
+
+@pytest.fixture(params=["reference", "blockwise"])
+def attend(request: pytest.FixtureRequest) -> Attend:
+    """Every implementation, so small in its blocks that some are empty and some are whole."""
+    options = {"block_q": 3, "block_k": 2} if request.param == "blockwise" else {}
+    return implementation(request.param, **options)
+
+
+def arrays(T: int = T, S: int = S, dtype: Any = jnp.float32, seed: int = 0) -> list[jax.Array]:
+    rng = np.random.default_rng(seed)
+    shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, D))
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def differentiate(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of the primals and weights of the query rows, compiled once.
+
+    It gives f's results, and gradients for cotangents of 1 to 2 times those weights.
+    """
+
+    def run(primals: tuple[Any, ...], rows: jax.Array) -> tuple[Any, tuple[Any, ...]]:
+        rng = np.random.default_rng(1)
+        (out, stats), vjp = jax.vjp(f, *primals)
+        pulled_out = jnp.asarray(rng.uniform(1, 2, out.shape) * rows[:, None, None], out.dtype)
+        pulled = (jnp.asarray(rng.uniform(1, 2, x.shape) * rows, x.dtype) for x in stats)
+        return (out, stats), vjp((pulled_out, type(stats)(*pulled)))
+
+    compiled = jax.jit(run, compiler_options=COMPILER)
+
+    def call(*primals: Any, rows: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        length = primals[0].shape[1]
+        return compiled(primals, jnp.ones(length) if rows is None else jnp.asarray(rows, float))
+
+    return call
+
+
+def assert_empty(out: jax.Array, stats: attnjax.AttentionStats, rows: Any) -> None:
+    np.testing.assert_array_equal(out[:, rows], 0)
+    np.testing.assert_array_equal(stats.logsumexp[:, :, rows], -np.inf)
+    np.testing.assert_array_equal(stats.max_logit[:, :, rows], -np.inf)
+    for x in (stats.entropy, stats.sink_mass, stats.distance):
+        np.testing.assert_array_equal(x[:, :, rows], 0)
+
+
+EVEN = np.arange(T) % 2 == 0
+EMPTYING = {
+    "mask": {"mask": attnjax.Lengths(6, None) & attnjax.Dense(EVEN[:, None])},
+    "score": {"score_mod": lambda s, b, h, q, k: jnp.where(q % 2 == 0, s, -jnp.inf)},
+    "both": {
+        "mask": attnjax.Prefix(3),
+        "score_mod": attnjax.bias(jnp.where(EVEN[:, None], 0.5, -jnp.inf)),
+    },
+}
+
+
+@pytest.mark.parametrize("how", sorted(EMPTYING))
+def test_a_row_with_nothing_to_attend_to(attend: Attend, how: str) -> None:
+    primals = (*arrays(), None if how == "score" else jnp.linspace(-1, 2, N))
+    rate = attnjax.Dropout(0.3, jax.random.key(0))
+
+    def f(q: Any, k: Any, v: Any, sinks: Any) -> Any:
+        return attend(q, k, v, sinks=sinks, dropout=rate, **EMPTYING[how])
+
+    run = differentiate(f)
+    (out, stats), gradients = run(*primals, rows=~EVEN)
+    assert_empty(out, stats, ~EVEN)
+    assert np.isfinite(stats.logsumexp[:, :, 0]).all()
+    for gradient in jax.tree.leaves(gradients):
+        np.testing.assert_array_equal(gradient, 0)
+    _, gradients = run(*primals)
+    np.testing.assert_array_equal(gradients[0][:, ~EVEN], 0)
+    for gradient in jax.tree.leaves(gradients):
+        assert np.isfinite(gradient).all()
+        assert np.asarray(gradient).any()
+
+
+def test_every_row_empty(attend: Attend) -> None:
+    q, k, v = arrays()
+    bias = jnp.ones((T, S))
+
+    def f(q: Any, k: Any, v: Any, bias: Any, sinks: Any) -> Any:
+        return attend(q, k, v, sinks=sinks, score_mod=attnjax.bias(bias), mask=~attnjax.Full())
+
+    (out, stats), gradients = differentiate(f)(q, k, v, bias, jnp.ones(N))
+    assert_empty(out, stats, slice(None))
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+
+HIDING = {
+    "prefix": attnjax.Prefix(3),
+    "lengths": attnjax.Lengths(None, np.array([3, 2])) | attnjax.Lengths(None, 2),
+    "dense": attnjax.Dense(np.array([True, True, True, False, False])),
+    "segments": attnjax.Segments(np.zeros(T, np.int32), np.array([0, 0, 0, 1, 1], np.int32)),
+    "where": attnjax.Where(lambda b, h, q, k: k < 3),
+}
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
+@pytest.mark.parametrize("how", sorted(HIDING))
+def test_masked_nan_and_inf_reach_nothing(attend: Attend, how: str, traced: bool) -> None:
+    q, k, v = arrays()
+    table = jnp.linspace(-1, 1, N * 5).reshape(N, 5)
+
+    def f(q: Any, k: Any, v: Any, table: Any, temperature: Any, mask: Any) -> Any:
+        mods = (
+            attnjax.relative_bias(table),
+            attnjax.soft_cap(2.0),
+            attnjax.temperature(temperature),
+            lambda s, b, h, q, k: jnp.sqrt(jnp.abs(s) + 0.1),
+        )
+        return attend(q, k, v, score_mod=mods, mask=mask)
+
+    mask = HIDING[how]
+    if traced:
+        arrays_of_mask, structure = jax.tree.flatten(mask)
+        run = differentiate(lambda *x: f(*x[:5], jax.tree.unflatten(structure, x[5:])))
+        extra = tuple(map(jnp.asarray, arrays_of_mask))
+    else:
+        run, extra = differentiate(lambda *x: f(*x, mask)), ()
+    rest = (table, jnp.float32(1.5), *extra)
+    clean = run(q, k, v, *rest)
+    for value in (np.nan, np.inf, -np.inf):
+        for spoiled in (
+            (k.at[:, 3:].set(value), v),
+            (k, v.at[:, 3:, :, 0].set(value)),
+            (k.at[:, 4, 1, 2].set(value), v.at[:, 3].set(value)),
+        ):
+            found = run(q, *spoiled, *rest)
+            for x, want in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
+                if x.dtype != jax.dtypes.float0:
+                    np.testing.assert_allclose(x, want, rtol=2e-5, atol=1e-6)
+
+
+IDS = np.array([0, 0, 1, 1, 1, 2, 2], np.int32)
+SEEING_KEY_3 = {
+    "causal": (attnjax.Causal(), np.arange(7) >= 3),
+    "segments": (attnjax.Segments(IDS), IDS == 1),
+    "both": (attnjax.Segments(IDS) & attnjax.Causal(), (IDS == 1) & (np.arange(7) >= 3)),
+}
+
+
+@pytest.mark.parametrize("how", sorted(SEEING_KEY_3))
+def test_a_visible_nan_reaches_the_rows_that_see_it_and_no_other(attend: Attend, how: str) -> None:
+    q, k, v = arrays(T=7, S=7)
+    mask, sees = SEEING_KEY_3[how]
+    at = np.arange(7)
+    untouched = ~np.asarray(mask.at(0, 0, at[:, None], at[None, :]))[sees].any(0)
+    run = differentiate(lambda *x: attend(*x, mask=mask))
+    (want, want_stats), (want_dq, want_dk, want_dv) = run(q, k, v)
+    close = {"rtol": 2e-5, "atol": 1e-6}
+    for value in (np.nan, np.inf):
+        for bad_k, bad_v in ((k.at[:, 3].set(value), v), (k, v.at[:, 3].set(value))):
+            (out, stats), (dq, dk, dv) = run(q, bad_k, bad_v)
+            assert np.isnan(out[:, sees]).all()
+            assert np.isnan(stats.logsumexp[:, :, sees]).all()
+            np.testing.assert_allclose(out[:, ~sees], want[:, ~sees], **close)
+            for x, y in zip(stats, want_stats, strict=True):
+                np.testing.assert_allclose(x[:, :, ~sees], y[:, :, ~sees], **close)
+            np.testing.assert_allclose(dq[:, ~sees], want_dq[:, ~sees], **close)
+            np.testing.assert_allclose(dk[:, untouched], want_dk[:, untouched], **close)
+            np.testing.assert_allclose(dv[:, untouched], want_dv[:, untouched], **close)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_nan_in_a_query_stays_in_its_row(attend: Attend, value: float) -> None:
+    q, k, v = arrays()
+    mask = attnjax.Lengths(6, None)
+    out, stats = attend(q.at[:, 2, 1].set(value).at[:, 6].set(value), k, v, mask=mask)
+    want, _ = attend(q, k, v, mask=mask)
+    assert np.isnan(out[:, 2, 1]).all()
+    others = np.ones((T, N), bool)
+    others[2, 1] = False
+    np.testing.assert_allclose(out[:, others], want[:, others], rtol=2e-5, atol=1e-6)
+    assert_empty(out, stats, [6])
+
+
+@pytest.mark.parametrize(("empty_T", "empty_S"), [(0, 5), (7, 0), (0, 0)])
+def test_an_empty_sequence(empty_T: int, empty_S: int) -> None:
+    q, k, v = arrays(T=empty_T, S=empty_S)
+
+    def f(q: Any, k: Any, v: Any) -> Any:
+        return attnjax.attention(
+            q, k, v, mask=attnjax.Causal(), score_mod=attnjax.alibi(N), stats=True
+        )
+
+    (out, stats), gradients = differentiate(f)(q, k, v)
+    assert out.shape == (B, empty_T, N, D)
+    assert_empty(out, stats, slice(None))
+    for gradient, array in zip(gradients, (q, k, v), strict=True):
+        np.testing.assert_array_equal(gradient, jnp.zeros_like(array))
+
+
+def test_no_batch_and_no_heads() -> None:
+    q, k, v = arrays()
+    out, stats = attnjax.attention(q[:0], k[:0], v[:0], stats=True)
+    assert out.shape == (0, T, N, D)
+    assert stats.entropy.shape == (0, N, T)
+    out = attnjax.attention(q[:, :, :0], k[:, :, :0], v[:, :, :0])
+    assert out.shape == (B, T, 0, D)
+
+
+@pytest.mark.parametrize(("one_T", "one_S"), [(1, 5), (7, 1), (1, 1)])
+def test_sequences_of_one(attend: Attend, one_T: int, one_S: int) -> None:
+    q, k, v = arrays(T=one_T, S=one_S)
+    table = jnp.linspace(0, 1, N * 3).reshape(N, 3)
+    out, stats = attend(q, k, v, score_mod=attnjax.relative_bias(table))
+    want = oracle.attention(
+        *(np.asarray(x) for x in (q, k, v)),
+        score_mods=[lambda s, b, h, i, j: s + float(table[h, min(max(j - i, -1), 1) + 1])],
+    )
+    np.testing.assert_allclose(out, want.out, rtol=2e-5, atol=1e-6)
+    for x, y in zip(stats, want[1:], strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("size", [2000.0, 1e-7, 0.0])
+def test_extreme_logits(attend: Attend, dtype: Any, size: float) -> None:
+    q, k, v = arrays(dtype=dtype)
+    # At 2000 the scores leave the range of float16; at 1e-7 the inputs are subnormal there.
+    q, k = q * 10, k * jnp.asarray(size, dtype)
+    (out, stats), gradients = differentiate(attend)(q, k, v)
+    want = oracle.attention(*(np.asarray(x, np.float64) for x in (q, k, v)))
+    assert out.dtype == dtype
+    tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == jnp.float32 else {"rtol": 2e-2}
+    tolerance = {"atol": 2e-2} | tolerance
+    np.testing.assert_allclose(out.astype(jnp.float32), want.out, **tolerance)
+    assert {x.dtype for x in stats} == {jnp.dtype(jnp.float32)}
+    for name, x, y in zip(stats._fields, stats, want[1:], strict=True):
+        atol = 2e-5 * max(1, np.abs(y).max())
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=atol, err_msg=name)
+    for gradient in gradients:
+        assert np.isfinite(gradient.astype(jnp.float32)).all()
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e4, -1e4])
+def test_entropy_does_not_cancel_where_scores_are_large(attend: Attend, offset: float) -> None:
+    q, k, v = arrays(S=23)
+    # Sums that float32 holds exactly, so that only the softmax itself can lose digits.
+    steps = jnp.asarray(np.random.default_rng(0).integers(0, 16, (T, 23)) / 8, jnp.float32)
+    _, want = attend(0 * q, k, v, score_mod=attnjax.bias(steps))
+    _, stats = attend(0 * q, k, v, score_mod=attnjax.bias(steps + offset))
+    np.testing.assert_allclose(stats.entropy, want.entropy, rtol=2e-5)
+    np.testing.assert_allclose(stats.distance, want.distance, rtol=2e-5)
+
+
+def test_minus_infinity_from_a_score_mod_masks(attend: Attend) -> None:
+    q, k, v = arrays()
+    window = attnjax.Window(1, 1)
+
+    def hide(s: jax.Array, b: Any, h: Any, q: Any, k: Any) -> jax.Array:
+        return jnp.where((k >= q - 1) & (k <= q + 1), s, -jnp.inf)
+
+    found = differentiate(lambda *x: attend(*x, score_mod=hide))(q, k, v)
+    want = differentiate(lambda *x: attend(*x, mask=window))(q, k, v)
+    assert_empty(*found[0], [6])
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("low", [-1e9, -1e30, float(np.finfo(np.float32).min)])
+def test_a_huge_negative_bias_is_no_mask(attend: Attend, low: float) -> None:
+    q, k, v = arrays()
+    lowered = jnp.zeros((T, S)).at[:4, 2:].set(low).at[6].set(low)
+    run = differentiate(lambda q, k, v, bias: attend(q, k, v, score_mod=attnjax.bias(bias)))
+    (out, stats), gradients = run(q, k, v, lowered)
+    # Some keys lowered: they vanish. All keys lowered: their scores round to one value.
+    hidden, _ = attend(q, k, v, mask=attnjax.Prefix(2))
+    np.testing.assert_allclose(out[:, :4], hidden[:, :4], rtol=2e-5, atol=1e-6)
+    groups = N // K
+    uniform = np.repeat(np.asarray(v).mean(1), groups, axis=1)
+    if low < -1e10:
+        np.testing.assert_allclose(out[:, 6], uniform, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(stats.entropy[:, :, 6], np.log(S), rtol=2e-5)
+    np.testing.assert_allclose(stats.logsumexp[:, :, 6], low, rtol=1e-6)
+    for x in jax.tree.leaves((out, stats, gradients)):
+        assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize(("sink", "low"), [(-np.inf, 0.0), (-np.inf, -1e4), (1e4, 0.0), (0, -1e4)])
+def test_extreme_sinks(attend: Attend, sink: float, low: float) -> None:
+    q, k, v = arrays()
+    sinks = jnp.full(N, sink, jnp.float32)
+    bias = jnp.full((T, S), low, jnp.float32)
+    run = differentiate(lambda *x: attend(*x[:3], sinks=x[3], score_mod=attnjax.bias(x[4])))
+    (out, stats), gradients = run(q, k, v, sinks, bias)
+    want = oracle.attention(
+        *(np.asarray(x) for x in (q, k, v)),
+        sinks=np.asarray(sinks),
+        score_mods=[lambda s, b, h, i, j: s + low],
+    )
+    # A score of -1e4 in float32 is good to 1e-3.
+    close = {"rtol": 2e-3, "atol": 2e-3} if low else {"rtol": 2e-5, "atol": 1e-5}
+    np.testing.assert_allclose(out, want.out, **close)
+    for x, y in zip(stats, want[1:], strict=True):
+        np.testing.assert_allclose(x, y, **close)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, jnp.float32(0.0), jnp.bfloat16(0.5)])
+def test_any_finite_scale(attend: Attend, scale: Any) -> None:
+    q, k, v = arrays()
+    out, _ = attend(q, k, v, scale=scale)
+    want = oracle.attention(*(np.asarray(x) for x in (q, k, v)), scale=float(scale))
+    np.testing.assert_allclose(out, want.out, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [attnjax.Where(lambda b, h, q, k: q >= k), attnjax.Causal()])
+def test_numpy_float64_is_taken_as_jax_takes_it(mask: attnjax.Mask) -> None:
+    q, k, v = (np.asarray(x, np.float64) for x in arrays())
+    out = attnjax.attention(q, k, v, mask=mask)
+    assert out.dtype == jnp.float32
+    want = oracle.attention(q, k, v, allowed=lambda b, h, i, j: i >= j)
+    np.testing.assert_allclose(out, want.out, rtol=2e-5, atol=1e-6)
