@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -235,7 +236,7 @@ class MultiHeadAttention(nnx.Module):
     def _positions(self, name: str, positions: Array | None, x: Array) -> Array:
         B, T, _ = x.shape
         if positions is None:
-            return jnp.arange(T, dtype=jnp.int32)
+            return np.arange(T, dtype=np.int32)  # known inside a trace, too
         if not self.position.explicit:
             raise ValueError(
                 f"{name}: expected None with {type(self.position).__name__}, which counts "

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from attnjax.typing import is_concrete
@@ -89,13 +90,14 @@ class KVCache:
         want = (self.k.shape[0], T, *self.k.shape[2:])
         if kv.k.shape != want:
             raise ValueError(f"cache: expected keys of shape {want}, got {kv.k.shape}.")
-        full = self.overfull(T)
-        if self.capacity < T or (is_concrete(full) and bool(jnp.any(full))):
-            length = f"{self.length} " if is_concrete(self.length) else ""
+        # By NumPy, because inside a trace jnp would hide what is known.
+        known = np.asarray(self.length) if is_concrete(self.length) else np.zeros((), np.int32)
+        if np.any(known + T > self.capacity):
             raise ValueError(
-                f"cache: expected room for {T} more positions, got {length}of {self.capacity} "
+                f"cache: expected room for {T} more positions, got {known} of {self.capacity} "
                 "slots filled. Make the cache with a larger capacity, or rewind it."
             )
+        full = self.overfull(T)
         k = _write(self.k, kv.k, self.length, full)
         v = _write(self.v, kv.v, self.length, full)
         return KVCache(k, v, self.length + T)
@@ -130,7 +132,7 @@ def rewound(present: Array, length: int | Array, batch: int, capacity: int) -> I
             f"{array.shape}, dtype {array.dtype}."
         )
     wrong = (array < 0) | (array > present)
-    if is_concrete(wrong) and bool(jnp.any(wrong)):
+    if is_concrete(wrong) and np.any(wrong):
         raise ValueError(f"length: expected 0 to the cache's present {present}, got {length}.")
     return jnp.where(wrong, capacity + 1, array).astype(jnp.int32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -54,7 +54,7 @@ class InputPositions(nnx.Module):
                 f"x: expected an array [batch, time, {self.features}], got shape {x.shape}."
             )
         if positions is None:
-            positions = jnp.arange(x.shape[1], dtype=jnp.int32)
+            positions = np.arange(x.shape[1], dtype=np.int32)  # known inside a trace, too
         table = None if self.table is None else self.table[...]
         return self.dropout(self.scheme.embed(x, positions, table))
 

@@ -62,23 +62,55 @@ class LayerStack(nnx.Module):
         Returns:
           What came out of the last layer, and the layers' results, stacked on a new first axis.
         """
-        if self.remat != "none":
-            # Inside a scan no common subexpression can undo the rematerialisation.
-            function = nnx.remat(
-                function, prevent_cse=not self.scanned, policy=_POLICIES[self.remat]
-            )
         if self.scanned:
-            scan = nnx.scan(function, in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
-            return scan(self.layers, x, per_layer)
+            step, state = self._pure(self.layers, function)
+            x, (rest, results) = jax.lax.scan(step, x, (*state, per_layer))
+            self._keep(self.layers, rest)
+            return x, results
         results = []
         for n, layer in enumerate(self.layers):
-            x, result = function(layer, x, jax.tree.map(lambda a, n=n: a[n], per_layer))
+            part = jax.tree.map(lambda a, n=n: a[n], per_layer)
+            if self.remat == "none":
+                x, result = function(layer, x, part)
+            else:
+                step, state = self._pure(layer, function)
+                x, (rest, result) = step(x, (*state, part))
+                self._keep(layer, rest)
             results.append(result)
         return x, jax.tree.map(lambda *parts: jnp.stack(parts), *results)
 
     def each(self, function: Callable[[TransformerBlock], Any]) -> Any:
         """Returns `function(layer)` of every layer, stacked on a new first axis."""
         if self.scanned:
-            return nnx.vmap(function)(self.layers)
+            graphdef, state = nnx.split(self.layers)
+            return jax.vmap(lambda state: function(nnx.merge(graphdef, state)))(state)
         results = [function(layer) for layer in self.layers]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+
+    def _pure(self, layers: TransformerBlock, function: Callable[..., Any]) -> Any:
+        """Returns the function over the state of a layer, and the state: parameters and the rest.
+
+        The function returns the rest in its new state, or None if nothing in it changed. nnx.scan
+        and nnx.remat would write everything back, which nnx refuses inside a `lax.scan` that the
+        module was made outside of, such as a loop of decoding steps.
+        """
+        graphdef, *state = nnx.split(layers, nnx.Param, ...)
+
+        def step(x: Array, parts: Any) -> tuple[Array, Any]:
+            params, rest, part = parts
+            before = jax.tree.leaves(rest)  # the merged layer may write into `rest` itself
+            layer = nnx.merge(graphdef, params, rest)
+            x, result = function(layer, x, part)
+            after = nnx.state(layer, nnx.Not(nnx.Param))
+            pairs = zip(before, jax.tree.leaves(after), strict=True)
+            return x, (after if any(a is not b for a, b in pairs) else None, result)
+
+        if self.remat != "none":
+            # Inside a scan no common subexpression can undo the rematerialisation.
+            step = jax.checkpoint(step, prevent_cse=not self.scanned, policy=_POLICIES[self.remat])
+        return step, state
+
+    @staticmethod
+    def _keep(layers: TransformerBlock, rest: Any) -> None:
+        if rest is not None:
+            nnx.update(layers, rest)
