@@ -22,9 +22,6 @@ MASKED = -float("inf")
 # x * exp(x) unchanged and keeps 0 * inf out of it.
 LOWEST_EXPONENT = -800.0
 
-# Finite, and far below any score whose weight is not 0: stands in for MASKED in products.
-LOWEST_SCORE = -1e30
-
 
 def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
     """Returns the dtype of scores and sums for inputs of these dtypes: float32, or float64."""

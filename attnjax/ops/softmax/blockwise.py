@@ -18,7 +18,6 @@ from jaxtyping import Array
 from attnjax.dropout import keep
 from attnjax.numerics import (
     LOWEST_EXPONENT,
-    LOWEST_SCORE,
     MASKED,
     finite_max,
     matmul_dtype,
@@ -332,15 +331,13 @@ def _update(
     if partial:
         allowed = kernel.allowed(index, at, i, j, own_rows=False)
         score = jnp.where(allowed, score, MASKED)
-    if kernel.stats:
-        # Statistics multiply scores by their weights, and 0 * -inf is NaN.
-        score = jnp.maximum(score, LOWEST_SCORE)
-    highest = jax.lax.stop_gradient(jnp.max(score, axis=-1))
-    highest = jnp.where(highest <= LOWEST_SCORE, MASKED, highest)
-    largest = jnp.maximum(state.largest, highest)
+    largest = jnp.maximum(state.largest, jax.lax.stop_gradient(jnp.max(score, axis=-1)))
     shift = finite_max(largest)
     shrink = jnp.exp(state.largest - shift)
     exponent = score - shift[..., None]
+    if kernel.stats:
+        # Statistics multiply exponents by their weights, and -inf * 0 is NaN.
+        exponent = jnp.maximum(exponent, LOWEST_EXPONENT)
     weight = jnp.exp(exponent)
     (kept,) = kernel.drop(arguments.dropout, index, weight)
     product = kernel.dot(kernel.fold(kept).astype(v.dtype), v, (3, 2))
@@ -351,8 +348,7 @@ def _update(
     assert state.score_sum is not None and state.distance is not None and state.first is not None
     block_total, block_distance = _reach(kernel, weight, index, at)
     moved = jnp.maximum(state.largest - shift, LOWEST_EXPONENT)
-    block_score_sum = _row_dot(weight, score) - block_total * shift
-    score_sum = shrink * (state.score_sum + state.total * moved) + block_score_sum
+    score_sum = shrink * (state.score_sum + state.total * moved) + _row_dot(weight, exponent)
     return _Softmax(
         largest,
         state.total * shrink + block_total,
