@@ -22,7 +22,10 @@ from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
 
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
-_NORMS = {"rms": nnx.RMSNorm, "layer": functools.partial(nnx.LayerNorm, use_bias=False)}
+_NORMS: dict[str, Any] = {
+    "rms": nnx.RMSNorm,
+    "layer": functools.partial(nnx.LayerNorm, use_bias=False),
+}
 
 
 class MultiHeadAttention(nnx.Module):
@@ -233,7 +236,7 @@ class MultiHeadAttention(nnx.Module):
         out = self._attend(q, kv, mask & Prefix(cache.length), mods)
         return out + poison(full, out.dtype).reshape(-1, 1, 1), cache
 
-    def _positions(self, name: str, positions: Array | None, x: Array) -> Array:
+    def _positions(self, name: str, positions: Array | None, x: Array) -> Any:
         B, T, _ = x.shape
         if positions is None:
             return np.arange(T, dtype=np.int32)  # known inside a trace, too
@@ -266,7 +269,7 @@ class MultiHeadAttention(nnx.Module):
 
     def _score_mods(self, score_mod: ScoreMods | None) -> tuple[ScoreMod | ScoreFn, ...]:
         cap, table = self.options.soft_cap, self.position_table
-        own = () if cap is None else (soft_cap(cap),)
+        own: tuple[ScoreMod, ...] = () if cap is None else (soft_cap(cap),)
         own += self.position.score_mods(self.num_heads, None if table is None else table[...])
         return own + as_score_mods(score_mod)
 

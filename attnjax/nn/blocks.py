@@ -65,7 +65,7 @@ class TransformerBlock(nnx.Module):
         """
 
         def attend(x: Array) -> tuple[Array, Any]:
-            result = self.attention(x, mask=mask, positions=positions, stats=stats)
+            result: Any = self.attention(x, mask=mask, positions=positions, stats=stats)
             return result if stats else (result, None)
 
         x, found = self._sublayers(x, attend, memory, memory_mask)
@@ -99,7 +99,9 @@ class TransformerBlock(nnx.Module):
           ValueError: if a memory is missing or not wanted.
         """
         self._check_memory(memory)
-        return None if self.cross is None else self.cross.keys_values(memory)
+        if self.cross is None or memory is None:
+            return None
+        return self.cross.keys_values(memory)
 
     def _sublayers(
         self, x: Array, attend: Callable[[Array], tuple[Array, Any]], memory: Any, memory_mask: Any
@@ -112,7 +114,8 @@ class TransformerBlock(nnx.Module):
             cross = self.cross
 
             def look(x: Array) -> tuple[Array, Any]:
-                return cross(x, memory, mask=memory_mask), None
+                out: Any = cross(x, memory, mask=memory_mask)
+                return out, None
 
             x, _ = self._residual(x, self.cross_norm, look)
         x, _ = self._residual(x, self.feed_forward_norm, lambda x: (self.feed_forward(x), None))

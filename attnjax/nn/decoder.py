@@ -163,7 +163,7 @@ class Decoder(nnx.Module):
             own, memory = part
             x, new = block.decode(
                 x,
-                KVCache(*own, cache.length),
+                KVCache(own.k, own.v, cache.length),
                 memory,
                 mask=mask,
                 memory_mask=memory_mask,
@@ -228,5 +228,6 @@ class EncoderDecoder(nnx.Module):
         Raises:
           ValueError: if an argument is wrong.
         """
-        memory = self.encoder(source, mask=source_mask)
-        return self.decoder(target, memory, mask=target_mask, memory_mask=memory_mask)
+        memory: Any = self.encoder(source, mask=source_mask)
+        out: Any = self.decoder(target, memory, mask=target_mask, memory_mask=memory_mask)
+        return out

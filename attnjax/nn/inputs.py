@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -53,10 +55,11 @@ class InputPositions(nnx.Module):
             raise ValueError(
                 f"x: expected an array [batch, time, {self.features}], got shape {x.shape}."
             )
-        if positions is None:
-            positions = np.arange(x.shape[1], dtype=np.int32)  # known inside a trace, too
+        at: Any = positions
+        if at is None:
+            at = np.arange(x.shape[1], dtype=np.int32)  # known inside a trace, too
         table = None if self.table is None else self.table[...]
-        return self.dropout(self.scheme.embed(x, positions, table))
+        return self.dropout(self.scheme.embed(x, at, table))
 
     def for_layers(self, positions: Array | None) -> Array | None:
         """Returns the positions that the layers still need to be told."""

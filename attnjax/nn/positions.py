@@ -176,7 +176,8 @@ class RelativeBias(Positions):
         if self.kind == "clipped" and self.reach < 1:
             raise ValueError(f"RelativeBias.reach: expected at least 1, got {self.reach}.")
         # Whatever else is wrong, relative_bias says; better now than at the first call.
-        self.score_mods(num_heads, np.zeros((num_heads, self._columns()), np.float32))
+        table: Any = np.zeros((num_heads, self._columns()), np.float32)
+        self.score_mods(num_heads, table)
 
     def init(self, key: Any, *, features: int, num_heads: int, dtype: Any) -> Array | None:
         return self.init_fn(key, (num_heads, self._columns()), dtype)

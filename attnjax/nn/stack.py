@@ -31,7 +31,7 @@ class LayerStack(nnx.Module):
     def __init__(self, config: TransformerConfig, *, cross: bool, rngs: nnx.Rngs) -> None:
         self.scanned, self.remat = config.scan_layers, config.remat
         self.num_layers = config.num_layers
-        self.layers: TransformerBlock | nnx.List
+        self.layers: Any  # a list of blocks; if scanned, one whose arrays hold all the layers
         if not config.scan_layers:
             self.layers = nnx.List(
                 TransformerBlock(config, cross=cross, rngs=rngs) for _ in range(config.num_layers)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 from jaxtyping import Array, Float, Int
 from sklearn.metrics import confusion_matrix, f1_score
@@ -59,7 +59,7 @@ class Scores:
     """int64 `[C, C]`; rows are the right classes, columns the predicted ones."""
 
     @classmethod
-    def of(cls, label: Sequence[int], predicted: Sequence[int], classes: int) -> Scores:
+    def of(cls, label: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Scores:
         """Compares predictions with the right classes, both `[n]`."""
         label, predicted = np.asarray(label), np.asarray(predicted)
         return cls(

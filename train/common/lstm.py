@@ -39,7 +39,9 @@ class LSTM(nnx.Module):
         """
         recurrent = self.recurrent[...]
 
-        def read(carry: tuple[Array, Array], at: tuple[Array, Array]):
+        def read(
+            carry: tuple[Array, Array], at: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], Array]:
             state, cell = carry
             projected, here = at
             gates = projected + (state * keep) @ recurrent

@@ -165,7 +165,11 @@ def _by_class(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _svg(figure: Figure) -> Markup:
     """A figure as an `<svg>` element; the same figure gives the same text."""
-    options = {"svg.fonttype": "none", "svg.hashsalt": "attnjax", "font.family": "sans-serif"}
+    options: dict[Any, str] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "attnjax",
+        "font.family": "sans-serif",
+    }
     text = io.StringIO()
     with matplotlib.rc_context(options):
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from train.common.sources import TextDataConfig
@@ -131,7 +131,7 @@ def _column_rows(
 ) -> Iterator[Row]:
     separator = config.separator or {"csv": ",", "tsv": "\t"}[kind]
     # In tsv files as they are published a quotation mark is just a character.
-    quoting = csv.QUOTE_MINIMAL if kind == "csv" else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if kind == "csv" else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
     given = [*config.text_column, *([config.label_column] if config.label_column else [])]
     by_number = bool(given) and all(name.isdecimal() for name in given)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 from flax import nnx
 
-Batch = dict[str, np.ndarray]
-"""Named arrays that share their first axis, the examples. Arrays of strings or objects stay on the
-host: the loop leaves them out of what `Task.loss` and `Task.predict` get, `Task.evaluate` sees
-them."""
+Batch = dict[str, Any]
+"""Named arrays that share their first axis, the examples: NumPy's, traced ones inside `jax.jit`.
+
+Arrays of strings or objects stay on the host: the loop leaves them out of what `Task.loss` and
+`Task.predict` get, `Task.evaluate` sees them."""
 
 
 class TaskData(Protocol):
@@ -45,13 +45,13 @@ class Task:
 
     build_model: Callable[[nnx.Rngs], nnx.Module]
     """Makes a freshly initialised model; called once, with streams seeded by `TrainConfig.seed`."""
-    loss: Callable[[nnx.Module, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+    loss: Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
     """`(model in train mode, batch) -> (scalar loss, named scalars)`, traced inside `jax.jit`.
 
     Both are means over the examples, weighted by `batch["weight"]` where there is one. All must be
     finite: the run stops at the first that is not.
     """
-    predict: Callable[[nnx.Module, Batch], Any]
+    predict: Callable[[Any, Batch], Any]
     """`(model in eval mode, batch) -> pytree of arrays`, traced inside `jax.jit`."""
     evaluate: Callable[[list[tuple[Any, Batch]]], dict[str, float]]
     """Metrics of a whole split, on the host, from every `(predictions, batch)` of it (NumPy)."""

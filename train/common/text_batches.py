@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import grain
@@ -154,7 +154,7 @@ class _Order:
 class _Batches:
     """A random-access source, as grain wants it, whose element i is training batch i."""
 
-    def __init__(self, order: _Order, make):
+    def __init__(self, order: _Order, make: Callable[[np.ndarray], Batch]):
         self._order, self._make = order, make
 
     def __len__(self) -> int:

@@ -44,7 +44,7 @@ class WordEmbedding(nnx.Module):
                 f"{'no buckets' if self.ngrams is None else 'buckets'}"
             )
         x = self.tokens[...][ids]
-        if subwords is None:
+        if subwords is None or self.ngrams is None:
             return x
         count = jnp.sum(subwords > 0, axis=-1, keepdims=True)
         return x + bag(self.ngrams[...], subwords) / jnp.maximum(count, 1)
