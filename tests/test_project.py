@@ -117,7 +117,8 @@ def test_tasks_do_not_import_each_other(name):
 
 
 def test_no_import_cycles():
-    graph = {name: (_imports(name, at_import=True) & MODULES.keys()) - {name} for name in MODULES}
+    graph = {name: (_imports(name) & MODULES.keys()) - {name} for name in MODULES}
+    graph["attnjax"] = _imports("attnjax", at_import=True) & MODULES.keys()  # the rest is lazy
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
