@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from train.common.sources import TextDataConfig
 
 CONNECT_SECONDS = 2.0
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
 def load_tfds(config: TextDataConfig) -> LabelledText:
@@ -34,16 +34,19 @@ def load_tfds(config: TextDataConfig) -> LabelledText:
     else:
         builder = _catalogue_builder(config.source.removeprefix("tfds:"), config)
     texts, label = _columns(builder, config)
-    found = {split: _examples(builder, split, texts, label) for split in builder.info.splits}
-    splits = {split: found[split] for split in SPLITS if split in found}
-    if "train" not in splits:
-        raise ValueError(f"{config.source} has no train split, only {sorted(found)}")
+    if "train" not in builder.info.splits:
+        raise ValueError(f"{config.source} has no train split, only {sorted(builder.info.splits)}")
+    found = [split for split in SPLITS if split in builder.info.splits]
+    splits = {split: _examples(builder, split, texts, label) for split in found}
+    notes = []
+    unlabelled = sum(builder.info.splits[s].num_examples - len(splits[s]) for s in found)
+    if unlabelled:
+        notes.append(f"skipped {unlabelled} records without a label")
     missing = {
         split: getattr(config, f"{split}_fraction")
         for split in ("validation", "test")
         if split not in splits
     }
-    notes = []
     if missing:
         splits |= hold_out(splits["train"], missing, config.split_seed)
         held = " and ".join(f"{split} ({len(splits[split])})" for split in missing)
@@ -111,7 +114,7 @@ def _urls(builder: Any) -> list[str]:
 
 def _first_unreachable(urls: list[str]) -> str | None:
     """Returns a host that gives no connection; with a proxy set only the download can tell."""
-    if any(os.environ.get(name) for name in _PROXIES):
+    if any(os.environ.get(name) for name in PROXIES):
         return None
     for url in urls[:1]:
         parts = urlsplit(url)
@@ -131,7 +134,7 @@ def _columns(builder: Any, config: TextDataConfig) -> tuple[list[str], str]:
     label = config.label_column or keys[-1]
     is_text = [isinstance(features.get(name), tfds.features.Text) for name in texts]
     is_label = isinstance(features.get(label), tfds.features.ClassLabel)
-    if not (is_text and all(is_text) and is_label):
+    if label is None or not (is_text and all(is_text) and is_label):
         listing = ", ".join(f"{n} ({type(f).__name__})" for n, f in features.items())
         raise ValueError(
             f"{builder.info.full_name}: expected text features and one ClassLabel, got text "

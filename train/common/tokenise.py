@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Encoding,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 PAD_ID, UNKNOWN_ID = 0, 1
@@ -61,7 +71,7 @@ class TokeniserConfig:
         lower = [normalizers.Lowercase()] if self.lowercase else []
         tokeniser.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
         words = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
-        options = {
+        options: dict[str, Any] = {
             "vocab_size": self.max_vocabulary,
             "min_frequency": self.min_count,
             "special_tokens": [PAD, UNKNOWN],
@@ -69,7 +79,7 @@ class TokeniserConfig:
         }
         if word_level:
             tokeniser.pre_tokenizer = words
-            trainer = trainers.WordLevelTrainer(**options)
+            trainer: Any = trainers.WordLevelTrainer(**options)
         else:
             bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
             tokeniser.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_of])
@@ -103,13 +113,16 @@ class TextTokeniser:
             for text, encoding in zip(texts, self._tokeniser.encode_batch(texts), strict=True)
         ]
 
-    def _tokens(self, text: str, encoding) -> Tokens:
+    def _tokens(self, text: str, encoding: Encoding) -> Tokens:
         if not encoding.ids:
             return Tokens([UNKNOWN_ID], [text], [0], [(0, len(text))])
         limit = self.max_tokens
-        words = encoding.word_ids[:limit]
+        words: list[Any] = encoding.word_ids[:limit]  # without special tokens each has a word
         spans: list[tuple[int, int]] = []
         for word, (start, end) in zip(words, encoding.offsets, strict=False):
+            # A composed letter's offsets cover the first of its characters only.
+            while end < len(text) and unicodedata.combining(text[end]):
+                end += 1
             if word == len(spans):
                 spans.append((start, end))
             else:

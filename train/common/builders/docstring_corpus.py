@@ -67,7 +67,7 @@ class Sentence(NamedTuple):
     text: str
     label: str
     owner: str
-    """Dotted name of the function, or of the class for a method: splits go by this."""
+    """Dotted name of the function, class or method: splits go by this."""
 
 
 def corpus() -> list[Sentence]:
@@ -110,7 +110,7 @@ def sentences(docstring: str) -> Iterator[str]:
 
 
 def _documented_objects() -> Iterator[tuple[str, str, str]]:
-    """Yields (label, owner, docstring), every object once, methods under their class."""
+    """Yields (label, owner, docstring), every function, class and method once."""
     seen: set[int] = set()
     with warnings.catch_warnings():
         # Touching deprecated names warns; the corpus wants their prose all the same.
@@ -125,8 +125,7 @@ def _documented_objects() -> Iterator[tuple[str, str, str]]:
                     if not _belongs(thing, module_name.partition(".")[0]):
                         continue
                     seen.add(id(thing))
-                    owner = f"{module_name}.{name}"
-                    for docstring in _docstrings(thing):
+                    for owner, docstring in _docstrings(thing, f"{module_name}.{name}"):
                         yield label, owner, docstring
 
 
@@ -135,16 +134,16 @@ def _belongs(thing: Any, root: str) -> bool:
     return (getattr(thing, "__module__", None) or root).partition(".")[0] == root
 
 
-def _docstrings(thing: Any) -> Iterator[str]:
+def _docstrings(thing: Any, name: str) -> Iterator[tuple[str, str]]:
     own = inspect.getdoc(thing)
     if own:
-        yield own
+        yield name, own
     if inspect.isclass(thing):
-        for name, member in sorted(vars(thing).items()):
+        for method, member in sorted(vars(thing).items()):
             docstring = getattr(member, "__doc__", None)
             described = callable(member) or isinstance(member, property | classmethod)
-            if not name.startswith("_") and described and isinstance(docstring, str):
-                yield inspect.cleandoc(docstring)
+            if not method.startswith("_") and described and isinstance(docstring, str):
+                yield f"{name}.{method}", inspect.cleandoc(docstring)
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
