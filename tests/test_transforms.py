@@ -1,4 +1,4 @@
-"""JAX's transformations of the call, on every implementation."""
+"""JAX's transformations of the call, on every implementation; `test_vmap.py` has vmap."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,74 +9,20 @@ import numpy as np
 import pytest
 
 import attnjax
-from tests.conformance import COMPILER, Attend, implementation
-
-B, T, S, N, K, H, D = 2, 7, 5, 4, 2, 3, 6
-CLOSE = {"rtol": 2e-5, "atol": 5e-6}
-
-reference = implementation("reference")
-blockwise = implementation("blockwise", block_q=3, block_k=2)
-
-
-def arguments(seed: int = 0) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(seed)
-    shapes = {
-        "q": (B, T, N, H),
-        "k": (B, S, K, H),
-        "v": (B, S, K, D),
-        "sinks": (N,),
-        "table": (N, 7),
-        "cap": (),
-    }
-    drawn = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    drawn["cap"] = np.asarray(1.5 + abs(drawn["cap"]))
-    return {name: jnp.asarray(x, jnp.float32) for name, x in drawn.items()}
-
-
-def call(attend: Attend, x: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    """Calls with a mask of all kinds of blocks; returns what is differentiable."""
-    out, stats = attend(
-        x["q"],
-        x["k"],
-        x["v"],
-        mask=attnjax.Causal(1) | attnjax.Prefix(x.get("length", 2)),
-        sinks=x["sinks"],
-        score_mod=(
-            attnjax.relative_bias(x["table"]),
-            attnjax.soft_cap(x["cap"]),
-            lambda s, b, h, q, k: s * jnp.cos(x["cap"] * (q - k)),
-        ),
-        dropout=attnjax.Dropout(0.2, x.get("key", jax.random.key(0))),
-    )
-    return out, stats.logsumexp, stats.entropy
-
-
-def loss(attend: Attend, x: dict[str, jax.Array]) -> jax.Array:
-    out, logsumexp, entropy = call(attend, x)
-    return jnp.sum(jnp.sin(out)) + jnp.sum(logsumexp**2) + jnp.sum(entropy**3)
-
-
-def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(f, compiler_options=COMPILER)
-
-
-def assert_same(transform: Callable[[Attend], Callable[..., Any]], *primals: Any) -> None:
-    """Checks that a transformation of blockwise gives what it gives of the reference."""
-    found = compiled(transform(blockwise))(*primals)
-    want = compiled(transform(reference))(*primals)
-    for path, x in jax.tree_util.tree_leaves_with_path(want):
-        assert np.isfinite(x).all(), path
-    assert_trees_close(found, want)
-
-
-def assert_trees_close(found: Any, want: Any, tolerance: float = 2e-5) -> None:
-    """Compares arrays relative to each entry and to the array's largest."""
-
-    def compare(x: Any, y: Any) -> None:
-        atol = tolerance * max(0.1, float(np.abs(y).max()))
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=atol)
-
-    jax.tree.map(compare, found, want)
+from tests.conformance import Attend
+from tests.transforming import (
+    CLOSE,
+    D,
+    H,
+    arguments,
+    assert_same,
+    assert_trees_close,
+    blockwise,
+    call,
+    compiled,
+    loss,
+    reference,
+)
 
 
 def test_jvp() -> None:
@@ -124,90 +70,6 @@ def test_linearize_and_its_transpose() -> None:
         return run
 
     assert_same(transform, arguments(), arguments(1))
-
-
-MAPPED = {
-    "q": ("q",),
-    "values": ("v",),
-    "sinks": ("sinks",),
-    "score_mod arrays": ("table", "cap"),
-    "mask": ("length",),
-    "dropout key": ("key",),
-    "everything": ("q", "k", "v", "sinks", "table", "cap", "length", "key"),
-}
-
-
-def stack(names: tuple[str, ...]) -> tuple[list[Any], Any, Any]:
-    """Returns three calls that differ in the named arguments, stacked, and their vmap axes."""
-    members = [arguments(n) | {"length": jnp.int32(n), "key": jax.random.key(n)} for n in (0, 1, 2)]
-    members = [{key: m[key] if key in names else members[0][key] for key in m} for m in members]
-    stacked = {
-        key: jnp.stack([m[key] for m in members]) if key in names else x
-        for key, x in members[0].items()
-    }
-    return members, stacked, {key: 0 if key in names else None for key in stacked}
-
-
-@pytest.mark.parametrize("name", sorted(MAPPED))
-def test_vmap(name: str) -> None:
-    members, stacked, axes = stack(MAPPED[name])
-    found = compiled(jax.vmap(lambda x: call(blockwise, x), in_axes=(axes,)))(stacked)
-    one = compiled(lambda x: call(blockwise, x))
-    for n, member in enumerate(members):
-        assert_trees_close(jax.tree.map(lambda x, n=n: x[n], found), one(member))
-
-
-def test_gradient_of_each_member_and_of_their_sum() -> None:
-    members, stacked, axes = stack(MAPPED["everything"])
-    floats = ("q", "k", "v", "sinks", "table", "cap")
-
-    def gradient(x: dict[str, Any]) -> Any:
-        rest = {key: y for key, y in x.items() if key not in floats}
-        return jax.grad(lambda y: loss(blockwise, {**y, **rest}))({key: x[key] for key in floats})
-
-    def of_sum(x: dict[str, Any]) -> Any:
-        rest = {key: y for key, y in x.items() if key not in floats}
-        return jax.grad(lambda y: jnp.sum(jax.vmap(lambda z: loss(blockwise, z))({**y, **rest})))(
-            {key: x[key] for key in floats}
-        )
-
-    one = compiled(gradient)
-    want = jax.tree.map(lambda *x: jnp.stack(x), *map(one, members))
-    assert_trees_close(compiled(jax.vmap(gradient, in_axes=(axes,)))(stacked), want, 1e-4)
-    assert_trees_close(compiled(of_sum)(stacked), want, 1e-4)
-
-
-@pytest.mark.parametrize("attend", [reference, blockwise], ids=["reference", "blockwise"])
-def test_vmap_over_the_arrays_of_masks(attend: Attend) -> None:
-    x = arguments()
-    rng = np.random.default_rng(0)
-    members = [
-        (attnjax.Segments(jnp.asarray(a), jnp.asarray(b)) | attnjax.Lengths(None, jnp.int32(n)))
-        & jnp.asarray(rng.random((T, S)) < 0.8)
-        for n, (a, b) in enumerate((rng.integers(0, 3, T), rng.integers(0, 3, S)) for _ in range(3))
-    ]
-    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *members)
-
-    def f(mask: attnjax.Mask) -> Any:
-        return jax.value_and_grad(
-            lambda q: jnp.sum(jnp.sin(attend(q, x["k"], x["v"], mask=mask)[0]))
-        )(x["q"])
-
-    found = compiled(jax.vmap(f))(stacked)
-    one = compiled(f)
-    for n, member in enumerate(members):
-        jax.tree.map(
-            lambda a, b, n=n: np.testing.assert_allclose(a[n], b, **CLOSE), found, one(member)
-        )
-
-
-def test_vmap_over_other_axes() -> None:
-    x = arguments()
-    q = jnp.stack([x["q"], 2 * x["q"]], axis=3)
-    found = jax.vmap(lambda q: attnjax.attention(q, x["k"], x["v"]), in_axes=3, out_axes=1)(q)
-    for n in range(2):
-        want = attnjax.attention(q[:, :, :, n], x["k"], x["v"])
-        np.testing.assert_allclose(found[:, n], want, **CLOSE)
 
 
 def test_checkpoint_changes_nothing() -> None:
