@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from train.common import source_tfds
+from train.common.extras import MissingExtraError
 from train.common.sources import TextDataConfig
 
 WORDS = ("good", "bad", "middling \N{SNOWMAN}")
@@ -122,5 +123,5 @@ def test_what_needs_tensorflow_names_the_extra(tmp_path: Path, monkeypatch) -> N
         raise ModuleNotFoundError("No module named 'tensorflow'")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    with pytest.raises(ImportError, match=r"attnjax\[tf\]"):
+    with pytest.raises(MissingExtraError, match=r"attnjax\[tf\]"):
         TextDataConfig(source="tfds:imdb_reviews", data_dir=str(tmp_path)).load()

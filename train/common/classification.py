@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import optax
 from jaxtyping import Array, Float, Int
-from sklearn.metrics import confusion_matrix, f1_score
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
@@ -61,6 +60,9 @@ class Scores:
     @classmethod
     def of(cls, label: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Scores:
         """Compares predictions with the right classes, both `[n]`."""
+        # Imported late, like all of scikit-learn here: a wrong command line should not wait for it.
+        from sklearn.metrics import confusion_matrix, f1_score
+
         label, predicted = np.asarray(label), np.asarray(predicted)
         return cls(
             accuracy=float(np.mean(label == predicted)),

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import tyro
 
+from train.common.extras import MissingExtraError
 from train.common.guard import NonFiniteError
 from train.common.seal import BrokenCheckpointError
 from train.common.signals import Interrupted
@@ -21,6 +22,8 @@ _ANSWERS = (
     FileNotFoundError,
     NotADirectoryError,
     PermissionError,
+    ConnectionError,
+    MissingExtraError,
 )
 EXIT_CODES = """exit status:
   0        done, or was already

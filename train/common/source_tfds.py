@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from train.common.builders import docstrings
 from train.common.builders.quiet import quiet
+from train.common.extras import MissingExtraError
 from train.common.labelled_text import SPLITS, Example, LabelledText, hold_out
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load_tfds(config: TextDataConfig) -> LabelledText:
     Raises:
         ValueError: no such data set, or it is not text with a class label.
         ConnectionError: it has to be fetched and the network does not answer.
-        ImportError: preparing or reading it needs TensorFlow.
+        MissingExtraError: preparing or reading it needs TensorFlow.
     """
     if config.source == "builtin":
         builder = docstrings.prepared(config.prepared_dir)
@@ -70,7 +71,7 @@ def _catalogue_builder(name: str, config: TextDataConfig) -> Any:
             )
             is_prepared = builder.is_prepared()
     except ImportError as error:
-        raise ImportError(f"{name} needs TensorFlow: pip install 'attnjax[tf]'") from error
+        raise MissingExtraError(f"{name} needs TensorFlow: pip install 'attnjax[tf]'") from error
     if not is_prepared:
         _prepare(builder, name, data_dir)
     return builder
@@ -99,7 +100,7 @@ def _prepare(builder: Any, name: str, data_dir: str) -> None:
     try:
         builder.download_and_prepare()
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"preparing {name} needs TensorFlow: pip install 'attnjax[tf]' ({error})"
         ) from error
     except OSError as error:
@@ -149,7 +150,7 @@ def _examples(builder: Any, split: str, texts: list[str], label: str) -> tuple[E
         source = builder.as_data_source(split)
         records = source.__getitems__(list(range(len(source))))
     except (ImportError, NotImplementedError) as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"{builder.data_dir} is stored as {builder.info.file_format}, which takes TensorFlow "
             "to read: pip install 'attnjax[tf]', or prepare it with file_format='array_record'"
         ) from error

@@ -94,7 +94,7 @@ class TextDataConfig:
             ValueError: the data can't be what was asked for; names the file and line.
             FileNotFoundError: a path does not exist.
             ConnectionError: a `tfds:` data set has to be fetched and can't be; says what to do.
-            ImportError: a `tfds:` data set needs TensorFlow.
+            MissingExtraError: a `tfds:` data set needs TensorFlow.
         """
         # Imported here: reading a csv file should not wait for tensorflow-datasets.
         if self.is_file:

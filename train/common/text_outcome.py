@@ -14,7 +14,6 @@ from train.common.classification import Scores
 from train.common.files import write_json
 from train.common.labelled_text import LabelledText
 from train.common.metrics import read_history
-from train.common.report import Report, write_report
 from train.common.result import RunResult
 from train.common.rundir import CONFIG, MANIFEST
 from train.common.text_run import Classifier, Prediction
@@ -45,6 +44,9 @@ def finish(
     result: RunResult, classifier: Classifier, data: LabelledText, baseline: Baseline
 ) -> Outcome:
     """Measures the best checkpoint on the test split; writes result.json and report.html."""
+    # Imported late: only the end of a run needs matplotlib.
+    from train.common.report import Report, write_report
+
     test, predictions = classifier.scored(data.splits["test"])
     run_dir = result.run_dir
     write_json(
