@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from train.common.labelled_text import Example, LabelledText, hold_out
 from train.common.source_rows import Row, read_rows
-
-if TYPE_CHECKING:
-    from train.common.sources import TextDataConfig
+from train.common.text_source import TextSource
 
 
-def load_files(config: TextDataConfig) -> LabelledText:
+def load_files(config: TextSource) -> LabelledText:
     """Reads the training file and, where given, the validation and test files.
 
     Labels are the distinct ones of the training file, sorted. What has no file of its own is held
@@ -43,7 +40,7 @@ def load_files(config: TextDataConfig) -> LabelledText:
     return LabelledText(splits, labels, origin=config.source, notes=tuple(notes))
 
 
-def _rows(path: Path, config: TextDataConfig, notes: list[str]) -> list[Row]:
+def _rows(path: Path, config: TextSource, notes: list[str]) -> list[Row]:
     rows = []
     skipped: list[int] = []
     for row in read_rows(path, config):

@@ -10,10 +10,9 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from train.common.sources import TextDataConfig
+from train.common.text_source import TextSource
 
 TREC_PATTERN = r"(?P<label>[^:\s]+):\S+\s+(?P<text>.*)"
 """`COARSE:fine question text` (Li and Roth, 2002), labelled by COARSE."""
@@ -30,7 +29,7 @@ class Row(NamedTuple):
     label: str
 
 
-def read_rows(path: Path, config: TextDataConfig) -> Iterator[Row]:
+def read_rows(path: Path, config: TextSource) -> Iterator[Row]:
     """Yields the rows of a file; a blank line is a row without text.
 
     Raises:
@@ -83,7 +82,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
     return iter(io.StringIO(text, newline=""))
 
 
-def _json_rows(path: Path, lines: Iterator[str], config: TextDataConfig) -> Iterator[Row]:
+def _json_rows(path: Path, lines: Iterator[str], config: TextSource) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             yield Row(number, "", "")
@@ -126,9 +125,7 @@ def _pattern_rows(path: Path, lines: Iterator[str], pattern: str) -> Iterator[Ro
         yield Row(number, match["text"], match["label"]) if match else Row(number, "", "")
 
 
-def _column_rows(
-    path: Path, lines: Iterator[str], kind: str, config: TextDataConfig
-) -> Iterator[Row]:
+def _column_rows(path: Path, lines: Iterator[str], kind: str, config: TextSource) -> Iterator[Row]:
     separator = config.separator or {"csv": ",", "tsv": "\t"}[kind]
     # In tsv files as they are published a quotation mark is just a character.
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if kind == "csv" else csv.QUOTE_NONE
@@ -160,7 +157,7 @@ def _column_rows(
 
 
 def _columns(
-    place: str, names: Sequence[str], config: TextDataConfig, *, numbered: bool = False
+    place: str, names: Sequence[str], config: TextSource, *, numbered: bool = False
 ) -> tuple[list[str], str]:
     """Resolves the text columns and the label column against the names there are."""
     texts = list(config.text_column) or [n for n in names if n.lower() in _TEXT_NAMES][:1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import tensorflow_datasets as tfds
@@ -14,15 +14,13 @@ from train.common.builders import docstrings
 from train.common.builders.quiet import quiet
 from train.common.extras import MissingExtraError
 from train.common.labelled_text import SPLITS, Example, LabelledText, hold_out
-
-if TYPE_CHECKING:
-    from train.common.sources import TextDataConfig
+from train.common.text_source import TextSource
 
 CONNECT_SECONDS = 2.0
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
-def load_tfds(config: TextDataConfig) -> LabelledText:
+def load_tfds(config: TextSource) -> LabelledText:
     """Reads `builtin` or `tfds:<name>`, preparing it first where that is still to do.
 
     Raises:
@@ -56,7 +54,7 @@ def load_tfds(config: TextDataConfig) -> LabelledText:
     return LabelledText(splits, names, origin=builder.info.full_name, notes=tuple(notes))
 
 
-def _catalogue_builder(name: str, config: TextDataConfig) -> Any:
+def _catalogue_builder(name: str, config: TextSource) -> Any:
     data_dir = str(config.prepared_dir)
     known = set(tfds.list_builders(with_community_datasets=False))
     if name.partition("/")[0].partition(":")[0] not in known:
@@ -127,7 +125,7 @@ def _first_unreachable(urls: list[str]) -> str | None:
     return None
 
 
-def _columns(builder: Any, config: TextDataConfig) -> tuple[list[str], str]:
+def _columns(builder: Any, config: TextSource) -> tuple[list[str], str]:
     """The text and label features: as configured, else as the data set's supervised keys say."""
     features = dict(builder.info.features.items())
     keys = builder.info.supervised_keys or (None, None)
