@@ -93,7 +93,11 @@ class Evaluate:
 
 
 def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
-    """Puts model, loss and metrics together."""
+    """Puts data, model, loss and metrics together; says how many texts were too long."""
+    batches = TextBatches(data, encoder)
+    if cut := batches.truncated("train"):
+        limit = config.tokens.max_tokens
+        print(f"{cut} training texts have {limit} tokens or more; what is beyond is cut off")
     balanced = config.class_weights == "balanced"
     weights = balanced_weights(data.label_counts()) if balanced else None
 
@@ -125,7 +129,7 @@ def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
         nll = np.mean(cross_entropy(jnp.asarray(logits), jnp.asarray(label)))
         return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "loss": float(nll)}
 
-    return Task(build_model, loss, predict, evaluate, TextBatches(data, encoder))
+    return Task(build_model, loss, predict, evaluate, batches)
 
 
 def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome:

@@ -121,6 +121,9 @@ def test_seeds_get_a_directory_each_and_a_table(files, tmp_path: Path, capsys) -
 def test_a_dry_run_leaves_nothing_behind(files, tmp_path: Path, capsys) -> None:
     assert main(arguments(files, tmp_path / "run", "--train.dry-run")) == 0
     assert "temporaries" in capsys.readouterr().out
+    options = ("--train.dry-run", "--tokens.max-tokens", "5")
+    assert main(arguments(files, tmp_path / "run", *options)) == 0
+    assert "training texts have 5 tokens or more" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
