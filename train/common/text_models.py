@@ -16,12 +16,22 @@ from attnjax.nn import (
     AttentionOptions,
     AttentionPooling,
     Encoder,
+    Positions,
     RelativeBias,
+    Rotary,
+    SinusoidalPositions,
     TransformerConfig,
 )
 from train.common.lstm import BiLSTM
 from train.common.tokenise import UNKNOWN_ID
 from train.common.word_embedding import WordEmbedding
+
+_POSITIONS: dict[str, Positions | None] = {
+    "relative": RelativeBias(reach=16),
+    "sinusoidal": SinusoidalPositions(),
+    "rotary": Rotary(),
+    "none": None,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class TextModelConfig:
     """Transformer layers."""
     heads: int = 4
     """Transformer heads."""
+    positions: Literal["relative", "sinusoidal", "rotary", "none"] = "relative"
+    """How the Transformer knows where a word stands."""
     max_pooling: bool = True
     """Also give the classifier each feature's largest value over the words."""
     word_dropout: float = 0.2
@@ -104,6 +116,8 @@ class TextClassifier(nnx.Module):
         else:
             self.reader = Encoder(_transformer(config), rngs=rngs)
             width = config.features
+        # Sines of size 1 would drown embeddings that start small (Vaswani et al., 2017, 3.4).
+        self.scale = config.features**0.5 if config.positions == "sinusoidal" else 1.0
         self.pooling = AttentionPooling(width, hidden_features=width // 2, rngs=rngs)
         self.max_pooling = config.max_pooling
         self.output_dropout = nnx.Dropout(config.output_dropout, rngs=rngs)
@@ -129,7 +143,7 @@ class TextClassifier(nnx.Module):
         if isinstance(self.reader, BiLSTM):
             x = self.reader(x, length)
         else:
-            x = self.reader(x, mask=Prefix(length))
+            x = self.reader(x * self.scale, mask=Prefix(length))
         pooled, weights = self.pooling(x, lengths=length, return_weights=True)
         if self.max_pooling:
             inside = _inside(x.shape[1], length)[..., None]
@@ -158,5 +172,5 @@ def _transformer(config: TextModelConfig) -> TransformerConfig:
         num_layers=config.layers,
         hidden=2 * config.features,
         dropout_rate=config.dropout,
-        attention=AttentionOptions(position=RelativeBias(reach=16)),
+        attention=AttentionOptions(position=_POSITIONS[config.positions]),
     )
