@@ -64,6 +64,16 @@ def test_padding_changes_nothing(name: str) -> None:
     np.testing.assert_allclose(wide_weights[:, :T], weights, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("positions", ["relative", "sinusoidal", "rotary", "none"])
+def test_positions_tell_the_order_of_words(positions: str) -> None:
+    model = build("transformer", positions=positions, max_pooling=False)
+    model.eval()
+    ids = jnp.array([[3, 4, 5, 6]])
+    subwords = jnp.zeros((1, 4, G), int)
+    one, other = (model(i, jnp.array([4]), subwords)[0] for i in (ids, ids[:, ::-1]))
+    assert np.allclose(one, other, rtol=1e-4) == (positions == "none")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_word_counts_and_so_does_every_parameter(name: str) -> None:
     model = build(name)
