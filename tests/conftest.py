@@ -1,5 +1,7 @@
 """What every test shares: jax on the CPU, hypothesis profiles, and skips that say why."""
 
+import gc
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,10 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
+# Compiled programs pile up, to gigabytes in a process that runs hundreds of tests.
+TESTS_PER_CACHE = 40
+_finished = itertools.count(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("ATTNJAX_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
@@ -36,6 +42,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, platform in (("gpu", "cuda"), ("tpu", "tpu")):
         if item.get_closest_marker(name) and backend != name:
             pytest.skip(f"needs a {name}, jax runs on the {backend}: set JAX_PLATFORMS={platform}")
+
+
+def pytest_runtest_teardown() -> None:
+    """Forgets compiled programs now and then, so that a worker stays below about two gigabytes."""
+    if next(_finished) % TESTS_PER_CACHE == 0:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
