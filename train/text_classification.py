@@ -4,6 +4,30 @@ python -m train.text_classification                        # train on the builti
 python -m train.text_classification --model transformer --data tfds:ag_news_subset
 python -m train.text_classification predict RUN_DIR "A sentence." "Another one."
 python -m train.text_classification evaluate RUN_DIR --split test
+
+What it gave (jax 0.10.2, CPU; 3 seeds, mean and standard deviation of test accuracy; one run takes
+about 3 CPU minutes). Each block below goes behind `python -m train.text_classification`.
+
+Docstrings, 17 classes: 0.662 with seed 0; TF-IDF with logistic regression 0.661.
+
+--data builtin --model bilstm_attention
+
+SST-2, 6,920 sentences without phrases: bilstm_attention 0.819 (0.004), transformer 0.813 (0.013);
+TF-IDF 0.801.
+
+--data train.tsv.gz --data.validation dev.tsv.gz --data.test test.tsv.gz --data.text-column 0
+--data.label-column 1 --seeds 0 1 2 --train.epochs 8 --model bilstm_attention
+
+TREC, 6 classes: bilstm_attention 0.884 (0.003), transformer 0.867 (0.010); TF-IDF 0.886, 0.888.
+
+--data TREC.train.gz --data.test TREC.test.gz --data.format trec --data.encoding latin-1
+--seeds 0 1 2 --model.no-max-pooling --model.word-dropout 0.1 --model.embedding-dropout 0.3
+--model bilstm_attention --label-smoothing 0 --train.epochs 15
+
+--data TREC.train.gz --data.test TREC.test.gz --data.format trec --data.encoding latin-1
+--seeds 0 1 2 --model.no-max-pooling --model.word-dropout 0.1 --model.embedding-dropout 0.3
+--model transformer --model.layers 1 --model.positions sinusoidal --tokens.min-count 3
+--subwords.buckets 2000 --data.validation-fraction 0.05
 """
 
 from __future__ import annotations
