@@ -37,21 +37,25 @@ def block_kinds(mask: Mask, T: int, S: int, block_q: int, block_k: int, *, host:
     """
     grid = Grid(T, S, block_q, block_k, host=host)
     kinds = classify(mask, grid)
-    lowest, highest = kinds.min(axis=1), kinds.max(axis=1)
-    partial = (highest != EMPTY) & (lowest != FULL)
+    kinds = union(kinds, axis=1)
     nq, nk = grid.shape
     ragged = (grid.xp.arange(nq)[:, None] == nq - 1) & bool(T % block_q)
     ragged = ragged | ((grid.xp.arange(nk) == nk - 1) & bool(S % block_k))
-    partial = partial | (ragged & (highest != EMPTY))
-    return grid.xp.where(partial, grid.xp.int8(PARTIAL), highest)
+    return grid.xp.where(ragged & (kinds != EMPTY), grid.xp.int8(PARTIAL), kinds)
+
+
+def union(kinds: Array, axis: int) -> Array:
+    """Returns the kinds of blocks visited together along an axis: EMPTY or FULL where all are."""
+    lowest, highest = kinds.min(axis=axis), kinds.max(axis=axis)
+    mixed = (highest != EMPTY) & (lowest != FULL)
+    return highest - mixed * (highest - PARTIAL)
 
 
 def make_schedules(mask: Mask, tiling: Tiling) -> tuple[Schedule, Schedule]:
     """Returns the schedule of each query block over keys, and of each key block over queries."""
     kinds = block_kinds(mask, tiling.T, tiling.S, tiling.block_q, tiling.block_k, host=False)
     if tiling.counts[0] == 1:
-        lowest, highest = kinds.min(axis=0, keepdims=True), kinds.max(axis=0, keepdims=True)
-        kinds = jnp.where((highest != EMPTY) & (lowest != FULL), jnp.int8(PARTIAL), highest)
+        kinds = union(kinds, axis=0)[None]
     return _order(kinds), _order(jnp.swapaxes(kinds, 1, 2))
 
 

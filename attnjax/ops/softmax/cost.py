@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from attnjax.masks import EMPTY, FULL, Mask
 from attnjax.numerics import matmul_dtype
-from attnjax.ops.schedule import block_kinds
+from attnjax.ops.schedule import block_kinds, union
 from attnjax.ops.softmax.blockwise import make_tiling
 from attnjax.ops.softmax.problem import Problem
 from attnjax.typing import is_concrete
@@ -64,13 +64,12 @@ def count_blocks(mask: Mask, problem: Problem) -> Blocks:
     tiles = t.counts[1] * t.counts[2]
     if not is_concrete(*mask.leaves()):
         return Blocks(None, None, t.counts[0] * tiles)
-    kinds = np.asarray(block_kinds(mask, t.T, t.S, t.block_q, t.block_k, host=True))
+    kinds: Any = np.asarray(block_kinds(mask, t.T, t.S, t.block_q, t.block_k, host=True))
     if t.counts[0] == 1:
-        visited, full = (kinds != EMPTY).any(axis=0), (kinds == FULL).all(axis=0)
-    else:
-        shape = (t.counts[0], *kinds.shape[1:])
-        visited, full = (np.broadcast_to(x, shape) for x in (kinds != EMPTY, kinds == FULL))
-    return Blocks(int(visited.sum()), int(full.sum()), t.counts[0] * tiles)
+        kinds = union(kinds, axis=0)[None]
+    kinds = np.broadcast_to(kinds, (t.counts[0], *kinds.shape[1:]))
+    visited, full = int((kinds != EMPTY).sum()), int((kinds == FULL).sum())
+    return Blocks(visited, full, t.counts[0] * tiles)
 
 
 def blockwise_cost(problem: Problem, blocks: Blocks) -> Cost:
