@@ -35,6 +35,7 @@ COMPILER = {"xla_backend_optimization_level": 0}
 IMPLEMENTATIONS: dict[str, tuple[dict[str, int], ...]] = {
     "blockwise": (
         {"block_q": 4, "block_k": 3},
+        {"block_q": 4, "block_k": 5, "block_n": 1, "streams": 2},
         {"block_q": 5, "block_k": 8},
         {"block_q": 512, "block_k": 512},
     ),

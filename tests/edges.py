@@ -15,7 +15,7 @@ B, T, S, N, K, H, D = 2, 7, 5, 4, 2, 3, 6
 # Every implementation, so small in its blocks that some are empty and some are whole.
 ATTENDS: dict[str, Attend] = {
     "reference": implementation("reference"),
-    "blockwise": implementation("blockwise", block_q=3, block_k=2),
+    "blockwise": implementation("blockwise", block_q=3, block_k=2, block_n=1, streams=2),
 }
 
 

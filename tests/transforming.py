@@ -14,7 +14,7 @@ B, T, S, N, K, H, D = 2, 7, 5, 4, 2, 3, 6
 CLOSE = {"rtol": 2e-5, "atol": 5e-6}
 
 reference = implementation("reference")
-blockwise = implementation("blockwise", block_q=3, block_k=2)
+blockwise = implementation("blockwise", block_q=3, block_k=2, block_n=1, streams=2)
 
 
 def arguments(seed: int = 0) -> dict[str, jax.Array]:

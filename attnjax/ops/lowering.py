@@ -95,6 +95,8 @@ def lower_scores(
 ) -> Program:
     """Lowers the scale and the score_mods to a program `(dot products, index) -> scores`.
 
+    The scale is the first of the program's inputs.
+
     Args:
       mods: applied from left to right.
       scale: factor of the dot products.
@@ -108,10 +110,13 @@ def lower_scores(
       ValueError: if a score_mod returns scores of another shape, or no floats.
     """
     sizes = {"B": tiling.B, "T": tiling.T, "S": tiling.S, "N": tiling.N}
-    operands = tuple(o for m in mods if isinstance(m, ScoreMod) for o in m.operands(sizes))
+    operands = (
+        Operand("scale", scale.astype(dtype), ""),
+        *(o for m in mods if isinstance(m, ScoreMod) for o in m.operands(sizes)),
+    )
 
     def function(dots: Array, index: Index, parts: Iterator[Array]) -> Array:
-        score = dots * scale.astype(dtype)
+        score = dots * next(parts)
         for mod in mods:
             if isinstance(mod, ScoreMod):
                 new = mod.apply(score, index, *(next(parts) for _ in mod.operands(sizes)))
@@ -144,7 +149,7 @@ def _lower(
         parts = (tiling.spread(o, x) for o, x in zip(operands, args[len(tile) + 4 :], strict=True))
         return function(*inputs, positions, parts)
 
-    first = Origin(*(jnp.zeros((), jnp.int32),) * 3)
+    first = Origin(*(jnp.zeros((), jnp.int32),) * 4)
     index = jax.eval_shape(lambda: tiling.index(first))
     cuts = [jax.eval_shape(lambda o=o: tiling.cut(o, first)) for o in operands]
     closed = jax.make_jaxpr(flat)(*tile, *index, *cuts)

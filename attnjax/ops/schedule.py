@@ -19,7 +19,8 @@ class Schedule(NamedTuple):
     """Which blocks to visit, for each row of blocks (or column, in a transposed schedule).
 
     Attributes:
-      order: block numbers along the other axis, FULL ones first, then PARTIAL, then EMPTY.
+      order: block numbers along the other axis, FULL ones first, then PARTIAL, then EMPTY; the
+        first axis is 1 where batch tiles do not differ.
       num_full: how many are FULL.
       num_visited: how many are FULL or PARTIAL.
     """
@@ -28,35 +29,64 @@ class Schedule(NamedTuple):
     num_full: Int[Array, "b rows"]
     num_visited: Int[Array, "b rows"]
 
+    def counts(self, b: Array, row: Array) -> tuple[Array, Array]:
+        """Returns how many blocks of a row are FULL, and how many are visited."""
+        at = (self._batch(b), row)
+        return self.num_full[at], self.num_visited[at]
 
-def block_kinds(mask: Mask, T: int, S: int, block_q: int, block_k: int, *, host: bool) -> Array:
-    """Classifies blocks for all heads together, and ragged last blocks as PARTIAL.
+    def block(self, b: Array, row: Array, n: Array) -> Array:
+        """Returns the number of the n-th block that a row visits."""
+        return self.order[self._batch(b), row, n]
+
+    def _batch(self, b: Array) -> Array | int:
+        return b if self.order.shape[0] > 1 else 0
+
+
+def tile_kinds(mask: Mask, tiling: Tiling, *, host: bool, apart: bool = False) -> Array:
+    """Classifies blocks for all that is visited together, and ragged last blocks as PARTIAL.
+
+    Args:
+      mask: the mask.
+      tiling: the tiles.
+      host: whether to compute with NumPy.
+      apart: whether a block must have all its keys on one side of all its queries to be FULL.
 
     Returns:
-      int8 `[B|1, nq, nk]`: EMPTY where every head is, FULL where every head is.
+      int8 `[B / block_b|1, nq, nk]`: EMPTY where all heads and batch elements of the tile are, FULL
+      where all are.
     """
-    grid = Grid(T, S, block_q, block_k, host=host)
-    kinds = classify(mask, grid)
-    kinds = union(kinds, axis=1)
+    t = tiling
+    grid = Grid(t.T, t.S, t.block_q, t.block_k, host=host)
+    kinds = _union(classify(mask, grid), axis=1)
+    if kinds.shape[0] > 1:
+        kinds = _union(kinds.reshape(-1, t.block_b, *grid.shape), axis=1)
     nq, nk = grid.shape
-    ragged = (grid.xp.arange(nq)[:, None] == nq - 1) & bool(T % block_q)
-    ragged = ragged | ((grid.xp.arange(nk) == nk - 1) & bool(S % block_k))
-    return grid.xp.where(ragged & (kinds != EMPTY), grid.xp.int8(PARTIAL), kinds)
+    cut = (grid.xp.arange(nq)[:, None] == nq - 1) & bool(t.T % t.block_q)
+    cut = cut | ((grid.xp.arange(nk) == nk - 1) & bool(t.S % t.block_k))
+    if apart:
+        q_lo, k_lo = grid.xp.arange(nq)[:, None] * t.block_q, grid.xp.arange(nk) * t.block_k
+        cut = cut | ((q_lo < k_lo + t.block_k - 1) & (k_lo < q_lo + t.block_q - 1))
+    return grid.xp.where(cut & (kinds != EMPTY), grid.xp.int8(PARTIAL), kinds)
 
 
-def union(kinds: Array, axis: int) -> Array:
+def _union(kinds: Array, axis: int) -> Array:
     """Returns the kinds of blocks visited together along an axis: EMPTY or FULL where all are."""
     lowest, highest = kinds.min(axis=axis), kinds.max(axis=axis)
     mixed = (highest != EMPTY) & (lowest != FULL)
     return highest - mixed * (highest - PARTIAL)
 
 
-def make_schedules(mask: Mask, tiling: Tiling) -> tuple[Schedule, Schedule]:
-    """Returns the schedule of each query block over keys, and of each key block over queries."""
-    kinds = block_kinds(mask, tiling.T, tiling.S, tiling.block_q, tiling.block_k, host=False)
-    if tiling.counts[0] == 1:
-        kinds = union(kinds, axis=0)[None]
-    return _order(kinds), _order(jnp.swapaxes(kinds, 1, 2))
+def make_schedules(mask: Mask, tiling: Tiling, *, apart: bool) -> tuple[Schedule, Schedule]:
+    """Returns the schedule of each query block over keys, and of each key block over queries.
+
+    Args:
+      mask: the mask.
+      tiling: the tiles.
+      apart: whether FULL blocks of the first schedule have all keys on one side of all queries.
+    """
+    by_query = _order(tile_kinds(mask, tiling, host=False, apart=apart))
+    kinds = tile_kinds(mask, tiling, host=False)
+    return by_query, _order(jnp.swapaxes(kinds, 1, 2))
 
 
 def _order(kinds: Array) -> Schedule:

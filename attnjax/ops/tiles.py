@@ -1,7 +1,7 @@
 """Tiles of a call: where they start, and how declared arrays are cut, spread and summed back.
 
-Inside an implementation, scores are `[B', K, G, block_q, block_k]`: query heads are split into K
-groups of `G = N // K` that share a key head, and B' is the batch of one tile, 1 or B.
+Query heads are split into K groups of `G = N // K` that share a key head. The scores of a tile are
+`[B', K', G', block_q, block_k]`: B' is its batch, K' and G' are its part of K and G.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ class Origin(NamedTuple):
 
     Attributes:
       b: its first batch element.
+      n: its first query head; an int where that is known while tracing.
       q: its first query.
       k: its first key.
     """
 
     b: Array
+    n: Array | int
     q: Array
     k: Array
 
@@ -37,7 +39,10 @@ class Tiling:
 
     Attributes:
       B, T, S, N, K: the call's axis sizes.
-      block_b, block_q, block_k: tile sizes, none larger than its axis; block_b divides B.
+      block_b, block_n, block_q, block_k: tile sizes, none larger than its axis; block_b divides B,
+        and block_n divides N and is a multiple or a divisor of N // K.
+      streams: how many tiles, of neighbouring heads, are computed side by side; it divides
+        N // block_n.
     """
 
     B: int
@@ -46,8 +51,10 @@ class Tiling:
     N: int
     K: int
     block_b: int
+    block_n: int
     block_q: int
     block_k: int
+    streams: int = 1
 
     @property
     def groups(self) -> int:
@@ -57,7 +64,12 @@ class Tiling:
     @property
     def score_shape(self) -> tuple[int, int, int, int, int]:
         """The shape of one tile of scores."""
-        return (self.block_b, self.K, self.groups, self.block_q, self.block_k)
+        return (self.block_b, *self.heads, self.block_q, self.block_k)
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Key heads of a tile, and query heads of each: K' and G'."""
+        return max(1, self.block_n // self.groups), min(self.groups, self.block_n)
 
     @property
     def row_shape(self) -> tuple[int, int, int, int]:
@@ -65,21 +77,35 @@ class Tiling:
         return self.score_shape[:-1]
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Number of tiles along batch, queries and keys."""
-        return self.B // self.block_b, -(-self.T // self.block_q), -(-self.S // self.block_k)
+    def counts(self) -> tuple[int, int, int, int]:
+        """Number of tiles along batch, heads (those side by side as one), queries and keys."""
+        return (
+            self.B // self.block_b,
+            self.N // (self.block_n * self.streams),
+            -(-self.T // self.block_q),
+            -(-self.S // self.block_k),
+        )
 
-    def origin(self, b: Array, i: Array, j: Array) -> Origin:
-        """Returns where tile (b, i, j) starts.
+    def origin(self, b: Array, h: Array | int, i: Array, j: Array) -> Origin:
+        """Returns where tile (b, h, i, j) starts, the first of those side by side.
 
         The last tile along an axis starts early enough to fit, so no array is ever padded; it
         overlaps the one before, and `index` positions say which rows are whose.
         """
         return Origin(
             b * self.block_b,
+            h * self.block_n * self.streams,
             jnp.minimum(i * self.block_q, self.T - self.block_q),
             jnp.minimum(j * self.block_k, self.S - self.block_k),
         )
+
+    def side_by_side(self, at: Origin) -> tuple[Origin, ...]:
+        """Returns where the tiles that are computed together with the one at `at` start."""
+        return tuple(at._replace(n=at.n + s * self.block_n) for s in range(self.streams))
+
+    def head(self, at: Origin) -> tuple[Array | int, Array | int]:
+        """Returns a tile's first key head, and its first query head among those of that one."""
+        return at.n // self.groups, at.n % self.groups
 
     def index(self, at: Origin) -> Index:
         """Returns the global positions of a tile, broadcastable against its scores."""
@@ -87,10 +113,10 @@ class Tiling:
         def positions(start: Array | int, axis: int, shape: tuple[int, ...]) -> Array:
             return start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
-        heads = jnp.arange(self.N, dtype=jnp.int32).reshape(1, self.K, self.groups, 1, 1)
+        heads = at.n + jnp.arange(self.block_n, dtype=jnp.int32)
         return Index(
             positions(at.b, 0, (self.block_b, 1, 1, 1, 1)),
-            heads,
+            heads.reshape(1, *self.heads, 1, 1),
             positions(at.q, 3, (1, 1, 1, self.block_q, 1)),
             positions(at.k, 4, (1, 1, 1, 1, self.block_k)),
         )
@@ -99,12 +125,14 @@ class Tiling:
         reach = self.block_q + self.block_k - 1
         spans: dict[str, tuple[Array | int, int]] = {
             "B": (at.b, self.block_b),
+            "N": (at.n, self.block_n),
+            "K": (self.head(at)[0], self.heads[0]),
             "T": (at.q, self.block_q),
             "S": (at.k, self.block_k),
             "R": (at.k - at.q - self.block_q + self.T, reach),
         }
         chosen = [
-            (0, size) if size == 1 or letter in "NKF" else spans[letter]
+            (0, size) if size == 1 or letter == "F" else spans[letter]
             for letter, size in zip(operand.axes, operand.array.shape, strict=True)
         ]
         return [start for start, _ in chosen], [length for _, length in chosen]
@@ -127,7 +155,7 @@ class Tiling:
     def spread(self, operand: Operand, part: Array) -> Array:
         """Reshapes a part so that it broadcasts against the tile's scores; features come last."""
         sizes = dict(zip(operand.axes, part.shape, strict=True))
-        split = (1, 1) if sizes.get("N", 1) == 1 else (self.K, self.groups)
+        split = (1, 1) if operand.size("N") == 1 else self.heads
         if "K" in sizes:
             split = (sizes["K"], 1)
         if operand.relative and sizes["R"] > 1:

@@ -30,7 +30,7 @@ def test_wrong_numbers_are_found_before_any_timing(monkeypatch):
         return right(*args, **options) + jnp.float32(0.01)
 
     monkeypatch.setattr(attnjax, "attention", wrong)
-    with pytest.raises(AssertionError, match=r"jax\.nn"):
+    with pytest.raises(AssertionError, match=r"jax\.nn|torch"):
         next(cpu.speed(64, 1))
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from attnjax.masks import EMPTY, FULL, Mask
 from attnjax.numerics import matmul_dtype
-from attnjax.ops.schedule import block_kinds, union
-from attnjax.ops.softmax.blockwise import make_tiling
+from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.softmax.problem import Problem
+from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.typing import is_concrete
 
 
@@ -61,23 +61,20 @@ def count_blocks(mask: Mask, problem: Problem) -> Blocks:
       The counts.
     """
     t = make_tiling(problem)
-    tiles = t.counts[1] * t.counts[2]
+    batches, _, nq, nk = t.counts
+    total = batches * nq * nk
     if not is_concrete(*mask.leaves()):
-        return Blocks(None, None, t.counts[0] * tiles)
-    kinds: Any = np.asarray(block_kinds(mask, t.T, t.S, t.block_q, t.block_k, host=True))
-    if t.counts[0] == 1:
-        kinds = union(kinds, axis=0)[None]
-    kinds = np.broadcast_to(kinds, (t.counts[0], *kinds.shape[1:]))
-    visited, full = int((kinds != EMPTY).sum()), int((kinds == FULL).sum())
-    return Blocks(visited, full, t.counts[0] * tiles)
+        return Blocks(None, None, total)
+    kinds: Any = np.broadcast_to(tile_kinds(mask, t, host=True), (batches, nq, nk))
+    return Blocks(int((kinds != EMPTY).sum()), int((kinds == FULL).sum()), total)
 
 
 def blockwise_cost(problem: Problem, blocks: Blocks) -> Cost:
     """Costs of `blockwise`; where the blocks are not known, of visiting all of them."""
     t, size = make_tiling(problem), problem.sizes
-    tile = math.prod(t.score_shape)
+    tile = t.streams * math.prod(t.score_shape)
     visited = blocks.total if blocks.visited is None else blocks.visited
-    products = 2 * visited * tile
+    products = 2 * visited * t.block_b * t.N * t.block_q * t.block_k
     wide = problem.accumulation_dtype.itemsize
     narrow = matmul_dtype(problem.q.dtype).itemsize
     rows, keys = size["B"] * size["N"] * size["T"], size["B"] * size["K"] * size["S"]
