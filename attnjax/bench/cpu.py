@@ -30,8 +30,8 @@ WINDOW = 511
 Run = Callable[[], Any]
 
 
-def timings(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each contestant, interleaved.
+def timings(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Returns the seconds of each contestant's runs, interleaved.
 
     Each timed run follows an untimed one of the same contestant, which finds its pages and caches
     as the other contestants, gigabytes and seconds of them, left them.
@@ -43,7 +43,7 @@ def timings(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s) for name, s in seconds.items()}
+    return seconds
 
 
 def gradients(attend: Callable[..., jax.Array], inputs: Sequence[jax.Array], cotangent: Any) -> Run:
@@ -115,7 +115,7 @@ def speed(T: int, repeats: int) -> Iterator[str]:
         outputs = {name: _output(run) for name, run in runs.items()}
         for name, out in outputs.items():
             np.testing.assert_allclose(out, outputs["attnjax"], atol=2e-5, err_msg=name)
-        medians = timings(runs, repeats)
+        medians = {name: statistics.median(s) for name, s in timings(runs, repeats).items()}
         for name, seconds in medians.items():
             ratio = seconds / medians["attnjax"]
             yield f"{case:24} {name:8} {seconds * 1e3:9.1f} ms   {ratio:6.2f} x attnjax"
@@ -141,11 +141,14 @@ def stats(T: int, repeats: int) -> Iterator[str]:
     plain = gradients(
         lambda q, k, v: attnjax.attention(q, k, v, mask=attnjax.Causal()), inputs, cotangent
     )
-    # A difference of a few percent needs more runs than a factor does.
-    medians = timings({"without": plain, "with": lambda: compiled(*inputs)}, 5 * repeats)
-    for name, seconds in medians.items():
-        ratio = seconds / medians["without"]
-        yield f"{name + ' statistics':24} {seconds * 1e3:18.1f} ms   {ratio:6.3f} x without"
+    # A difference of a few percent needs more runs than a factor does, and ratios of neighbours.
+    seconds = timings({"without": plain, "with": lambda: compiled(*inputs)}, 8 * repeats)
+    for name, own in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(own, seconds["without"], strict=True))
+        yield (
+            f"{name + ' statistics':24} {statistics.median(own) * 1e3:18.1f} ms   "
+            f"{ratio:6.3f} x without"
+        )
 
 
 def memory(T: int, repeats: int) -> Iterator[str]:

@@ -349,13 +349,15 @@ def _forward(
         )
         states = [state] * t.streams
         full, visited = schedule.counts(b, i)
-        if small is None:
-            states = jax.lax.fori_loop(0, full, functools.partial(visit, partial=False), states)
-        else:
-            for case, count in ((True, small * full), (False, full - small * full)):
-                step = functools.partial(visit, partial=False, small=case)
-                states = jax.lax.fori_loop(0, count, step, states)
-        states = jax.lax.fori_loop(full, visited, functools.partial(visit, partial=True), states)
+        for partial, first, end in ((False, 0, full), (True, full, visited)):
+            step = functools.partial(visit, partial=partial)
+            if small is None:
+                states = jax.lax.fori_loop(first, end, step, states)
+                continue
+            # Of the two loops one is empty.
+            middle = jnp.where(small, end, first)
+            states = jax.lax.fori_loop(first, middle, functools.partial(step, small=True), states)
+            states = jax.lax.fori_loop(middle, end, step, states)
         for state, at in zip(states, tiles, strict=True):
             bad = kernel.rows(inputs.bad_rows, at)
             rows = _finish(state, kernel.sinks(arguments.sinks, at), bad)
@@ -456,7 +458,7 @@ def _update(
     if state.first is None:
         sums = state.sums * shrink + jnp.sum(weight, axis=-1)
         return _Softmax(largest, out, sums, None)
-    total, distance = _reach(kernel, weight, index, at, partial=partial)
+    total, distance = _reach(weight, index, at, partial=partial)
     if small:
         # The dot products lie in memory already; the exponents need not.
         score_sum = scale * _row_dot(weight, dots) - shift * total
@@ -478,23 +480,26 @@ def _row_dot(left: Array, right: Array) -> Array:
     return jnp.einsum("bkgqx,bkgqx->bkgq", left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def _reach(
-    kernel: _Kernel, weight: Array, index: Index, at: Origin, *, partial: bool
-) -> tuple[Array, Array]:
+def _reach(weight: Array, index: Index, at: Origin, *, partial: bool) -> tuple[Array, Array]:
     """Returns a tile's sums of `weight` and of `weight * |q_idx - k_idx|`.
 
     In a FULL block all keys lie on one side of all queries, and the distance is linear in the key's
-    position, so both sums are one product with two columns.
+    position, so both sums are one product with two columns. Positions count from the end that is
+    nearer to the queries: nothing is subtracted, and small distances keep their digits.
     """
     dtype = weight.dtype
+    ones = jnp.ones(weight.shape[-1], dtype)
     if partial:
-        reach = jnp.abs(index.q - index.k).astype(dtype)
-        return jnp.sum(weight, axis=-1), _row_dot(weight, jnp.broadcast_to(reach, weight.shape))
-    from_start = (index.k - at.k).reshape(-1).astype(dtype)
-    columns = jnp.stack([jnp.ones_like(from_start), from_start], axis=-1)
+        total = jnp.matmul(weight, ones, precision=jax.lax.Precision.HIGHEST)
+        reach = jnp.broadcast_to(jnp.abs(index.q - index.k).astype(dtype), weight.shape)
+        # Else XLA would turn the product with a broadcast array into multiplying and summing.
+        return total, _row_dot(weight, jax.lax.optimization_barrier(reach))
+    nearest = jnp.where(at.q > at.k, at.k + weight.shape[-1] - 1, at.k)
+    beyond = jnp.abs(index.k - nearest).reshape(-1).astype(dtype)
+    columns = jnp.stack([ones, beyond], axis=-1)
     sums = jnp.matmul(weight, columns, precision=jax.lax.Precision.HIGHEST)
     total, moment = sums[..., 0], sums[..., 1]
-    return total, jnp.abs(total * (index.q - at.k)[..., 0].astype(dtype) - moment)
+    return total, total * jnp.abs(index.q - nearest)[..., 0].astype(dtype) + moment
 
 
 def _finish(state: _Softmax, sinks: Array | None, bad: Array) -> tuple[Array, ...]:

@@ -93,3 +93,26 @@ def test_statistics_of_small_and_of_large_scores(size: float) -> None:
         atol = 2e-5 * max(1.0, float(abs(wanted.max_logit).max()) / 10)
         np.testing.assert_allclose(x, y, rtol=2e-4, atol=atol, err_msg=name)
     assert (found.entropy > -1e-5).all()
+
+
+@pytest.mark.parametrize("mask", [None, attnjax.Causal()])
+def test_small_distances_keep_their_digits(mask: attnjax.Mask | None) -> None:
+    # Blocks of 512 positions in float32, and heads that look at their neighbours only.
+    T, N = 1543, 2
+    rng = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, T, N, 3)), jnp.float32) for _ in range(3))
+    slopes = jnp.asarray([1.0, 5.0])
+
+    def distance(implementation: str) -> np.ndarray:
+        _, stats = attnjax.attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            score_mod=attnjax.alibi(slopes),
+            stats=True,
+            implementation=implementation,
+        )
+        return np.asarray(stats.distance)
+
+    np.testing.assert_allclose(distance("blockwise"), distance("reference"), rtol=2e-5)
