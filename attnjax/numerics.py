@@ -28,6 +28,13 @@ def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(*dtypes), jnp.float32)
 
 
+def widen(x: Array, dtype: jnp.dtype) -> Array:
+    """Returns a float array in `dtype` if that is wider, and any other array as it is."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return x.astype(jnp.promote_types(x.dtype, dtype))
+
+
 def matmul_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Returns the dtype in which tiles are multiplied.
 

@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array
 
 from attnjax.masks import Mask, evaluate
+from attnjax.numerics import widen
 from attnjax.operands import Operand
 from attnjax.ops.tiles import Origin, Tiling
 from attnjax.scores import ScoreFn, ScoreMod, check_scores
@@ -31,11 +32,14 @@ class Program:
         constants left open.
       operands: the arrays that it looks up by position.
       constants: the arrays that it captured.
+      dtype: narrower floats among the parts of operands are widened to it, so that cotangents of
+        tiles are not rounded before they are added up; None leaves them.
     """
 
     jaxpr: Any
     operands: tuple[Operand, ...]
     constants: tuple[Array, ...]
+    dtype: jnp.dtype | None
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -58,7 +62,8 @@ class Program:
 
     def inputs(self, tiling: Tiling, at: Origin) -> tuple[Array, ...]:
         """Returns what a tile needs of `arrays`: parts of the operands, and the constants whole."""
-        return (*(tiling.cut(o, at) for o in self.operands), *self.constants)
+        parts = (_cut(o, tiling, at, self.dtype) for o in self.operands)
+        return (*parts, *self.constants)
 
     def add(
         self,
@@ -84,6 +89,11 @@ class Program:
         closed = ClosedJaxpr(self.jaxpr, list(inputs[count:]))
         (result,) = jaxpr_as_fun(closed)(*tile, *inputs[:count])
         return result
+
+
+def _cut(operand: Operand, tiling: Tiling, at: Origin, dtype: jnp.dtype | None) -> Array:
+    part = tiling.cut(operand, at)
+    return part if dtype is None else widen(part, dtype)
 
 
 def _shape_of(array: Array) -> Any:
@@ -126,7 +136,7 @@ def lower_scores(
         return score
 
     dots = jax.ShapeDtypeStruct(tiling.score_shape, dtype)
-    return _lower(function, operands, tiling, (dots,))
+    return _lower(function, operands, tiling, (dots,), dtype)
 
 
 def lower_mask(mask: Mask, tiling: Tiling) -> Program:
@@ -135,7 +145,7 @@ def lower_mask(mask: Mask, tiling: Tiling) -> Program:
     def function(index: Index, parts: Iterator[Array]) -> Array:
         return evaluate(mask, index, lambda _: next(parts))
 
-    return _lower(function, mask.operands(), tiling, ())
+    return _lower(function, mask.operands(), tiling, (), None)
 
 
 def _lower(
@@ -143,6 +153,7 @@ def _lower(
     operands: tuple[Operand, ...],
     tiling: Tiling,
     tile: tuple[jax.ShapeDtypeStruct, ...],
+    dtype: jnp.dtype | None,
 ) -> Program:
     def flat(*args: Array) -> Array:
         inputs, positions = args[: len(tile)], Index(*args[len(tile) : len(tile) + 4])
@@ -151,6 +162,6 @@ def _lower(
 
     first = Origin(*(jnp.zeros((), jnp.int32),) * 4)
     index = jax.eval_shape(lambda: tiling.index(first))
-    cuts = [jax.eval_shape(lambda o=o: tiling.cut(o, first)) for o in operands]
+    cuts = [jax.eval_shape(lambda o=o: _cut(o, tiling, first, dtype)) for o in operands]
     closed = jax.make_jaxpr(flat)(*tile, *index, *cuts)
-    return Program(closed.jaxpr, operands, tuple(jnp.asarray(c) for c in closed.consts))
+    return Program(closed.jaxpr, operands, tuple(jnp.asarray(c) for c in closed.consts), dtype)

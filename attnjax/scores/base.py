@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from attnjax.numerics import widen
 from attnjax.operands import Operand, declare, gather
 from attnjax.typing import Index, ScoreFn
 
@@ -35,7 +36,8 @@ class ScoreMod:
         Args:
           score: float32, any shape.
           index: global positions that broadcast against it.
-          *tiles: the parts of `operands()` that belong to the tile.
+          *tiles: the parts of `operands()` that belong to the tile, floats at least as wide as
+            the scores.
 
         Returns:
           The new scores, in the same shape.
@@ -47,7 +49,8 @@ class ScoreMod:
         index = Index(b, h, q_idx, k_idx)
         fetch = gather(index)
         # No object but RelativeBias depends on T and S, and that one overrides this method.
-        return self.apply(score, index, *(fetch(o) for o in self.operands({})))
+        tiles = (widen(fetch(o), score.dtype) for o in self.operands({}))
+        return self.apply(score, index, *tiles)
 
 
 @typing.dataclass_transform(frozen_default=True, eq_default=False)
@@ -101,7 +104,8 @@ def score_mod(
     Args:
       fn: `fn(score, b, h, q_idx, k_idx, *declared) -> score`. `declared` holds the tiles of
         `per_head`, `per_query` and `per_key`, in this order, each given only if it was passed, in
-        the structure it was passed in; every tile broadcasts against `score`.
+        the structure it was passed in; every tile broadcasts against `score`, and floats are at
+        least as wide as the scores.
       per_head: array or pytree of arrays `[N]` or `[B, N]`.
       per_query: array or pytree of arrays `[T]`, `[B, T]` or `[B, N, T]`.
       per_key: array or pytree of arrays `[S]`, `[B, S]` or `[B, N, S]`.

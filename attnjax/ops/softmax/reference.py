@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from attnjax.dropout import keep
 from attnjax.masks import evaluate
-from attnjax.numerics import MASKED, default_precision, finite_max, poison, split_nonfinite
+from attnjax.numerics import MASKED, default_precision, finite_max, poison, split_nonfinite, widen
 from attnjax.operands import whole
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
@@ -45,7 +45,8 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
     score *= problem.scale.astype(dtype)
     for mod in problem.score_mods:
         if isinstance(mod, ScoreMod):
-            new = mod.apply(score, index, *(fetch(o) for o in mod.operands(size)))
+            tiles = (widen(fetch(o), dtype) for o in mod.operands(size))
+            new = mod.apply(score, index, *tiles)
         else:
             new = mod(score, *index)
         score = check_scores(new, score)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import attnjax
+from attnjax.ops.softmax import blockwise
 from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.validate import make_problem
 
@@ -116,3 +117,24 @@ def test_small_distances_keep_their_digits(mask: attnjax.Mask | None) -> None:
         return np.asarray(stats.distance)
 
     np.testing.assert_allclose(distance("blockwise"), distance("reference"), rtol=2e-5)
+
+
+def test_cotangents_of_tiles_are_added_before_they_are_rounded() -> None:
+    # One key takes all weight, so the slope's gradient is the sum of `-cotangent * distance`.
+    T = 64
+    q, k, v = jnp.ones((1, T, 1, 2)), jnp.ones((1, 1, 1, 2)), jnp.ones((1, 1, 1, 2))
+    # Large sums in each tile, of which little is left.
+    pulled, distance = 3 * np.random.default_rng(3).normal(size=T), np.arange(T)
+    pulled += (1e-4 - pulled @ distance / (distance @ distance)) * distance
+    unset = dict.fromkeys(("mask", "scale", "sinks", "dropout", "precision"), None)
+
+    def logsumexp(slopes: jax.Array) -> jax.Array:
+        mod = attnjax.alibi(slopes)
+        problem = make_problem(q, k, v, **unset, score_mod=mod, stats=True)
+        stats = blockwise.attend(problem, block_q=4, block_k=3)[1]
+        return jnp.vdot(stats.logsumexp.reshape(-1), jnp.asarray(pulled, jnp.float32))
+
+    gradient = jax.grad(logsumexp)(jnp.ones(1, jnp.bfloat16))
+    assert gradient.dtype == jnp.bfloat16
+    want = -pulled @ distance
+    assert abs(float(gradient[0]) - want) <= 2**-8 * abs(want)
