@@ -5,6 +5,7 @@ from types import ModuleType
 
 from attnjax.additive import additive_attention
 from attnjax.api import attention, explain
+from attnjax.decoding import decode
 from attnjax.dropout import Dropout
 from attnjax.masks import (
     Causal,
@@ -18,6 +19,8 @@ from attnjax.masks import (
     Where,
     Window,
 )
+from attnjax.ops.decode.layout import Contiguous, Paged, Ring
+from attnjax.ops.decode.quantize import quantize_kv
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import (
@@ -34,13 +37,16 @@ from attnjax.scores import (
 __all__ = [
     "AttentionStats",
     "Causal",
+    "Contiguous",
     "Dense",
     "Dropout",
     "Full",
     "Lengths",
     "Mask",
+    "Paged",
     "Plan",
     "Prefix",
+    "Ring",
     "ScoreMod",
     "Segments",
     "Strided",
@@ -51,7 +57,9 @@ __all__ = [
     "alibi",
     "attention",
     "bias",
+    "decode",
     "explain",
+    "quantize_kv",
     "relative_bias",
     "score_mod",
     "soft_cap",

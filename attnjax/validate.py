@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnjax.dropout import Dropout
-from attnjax.masks import as_mask
+from attnjax.masks import Mask, as_mask
 from attnjax.numerics import accumulation_dtype
+from attnjax.operands import Operand
 from attnjax.ops.softmax.problem import Problem
-from attnjax.scores import ScoreMod, as_score_mods
+from attnjax.scores import ScoreFn, ScoreMod, as_score_mods
 
 
 def make_problem(
@@ -55,21 +57,10 @@ def make_problem(
     sizes = {"B": B, "T": T, "S": S, "N": N}
 
     mask = as_mask(mask)
-    for operand in mask.operands():
-        operand.check(sizes)
     mods = as_score_mods(score_mod)
-    for mod in mods:
-        for operand in mod.operands(sizes) if isinstance(mod, ScoreMod) else ():
-            operand.check(sizes)
-
-    if sinks is not None:
-        if not hasattr(sinks, "shape") or not hasattr(sinks, "dtype"):
-            raise ValueError(f"sinks: expected a float array [N={N}], got {type(sinks).__name__}.")
-        if tuple(sinks.shape) != (N,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
-            raise ValueError(
-                f"sinks: expected a float array [N={N}], got shape {tuple(sinks.shape)}, "
-                f"dtype {sinks.dtype}."
-            )
+    for operand in operands_of(mask, mods, sizes):
+        operand.check(sizes)
+    sinks = check_sinks(sinks, N)
     if dropout is not None:
         if not isinstance(dropout, Dropout):
             raise ValueError(
@@ -80,19 +71,17 @@ def make_problem(
             dropout = None
         else:
             jax.eval_shape(dropout.words)
-    if not isinstance(stats, bool | np.bool_):
-        raise ValueError(f"stats: expected True or False, got {stats!r}.")
     return Problem(
         q,
         k,
         v,
         mask,
         mods,
-        _scale(scale, H, accumulation_dtype(q.dtype)),
+        check_scale(scale, H, accumulation_dtype(q.dtype)),
         sinks,
         dropout,
-        _precision(precision),
-        bool(stats),
+        check_precision(precision),
+        check_stats(stats),
     )
 
 
@@ -132,7 +121,39 @@ def _check_arrays(q: Any, k: Any, v: Any) -> None:
         )
 
 
-def _scale(scale: Any, H: int, dtype: jnp.dtype) -> Any:
+def operands_of(
+    mask: Mask, mods: tuple[ScoreMod | ScoreFn, ...], sizes: Mapping[str, int]
+) -> Iterator[Operand]:
+    """Yields the arrays that a mask and score_mods look up by position."""
+    yield from mask.operands()
+    for mod in mods:
+        if isinstance(mod, ScoreMod):
+            yield from mod.operands(sizes)
+
+
+def check_sinks(sinks: Any, N: int) -> Any:
+    """Returns the sinks of N heads, None or a float array `[N]`, or raises ValueError."""
+    if sinks is None:
+        return None
+    if not hasattr(sinks, "shape") or not hasattr(sinks, "dtype"):
+        raise ValueError(f"sinks: expected a float array [N={N}], got {type(sinks).__name__}.")
+    if tuple(sinks.shape) != (N,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
+        raise ValueError(
+            f"sinks: expected a float array [N={N}], got shape {tuple(sinks.shape)}, "
+            f"dtype {sinks.dtype}."
+        )
+    return sinks
+
+
+def check_stats(stats: Any) -> bool:
+    """Returns whether statistics are wanted, or raises ValueError."""
+    if not isinstance(stats, bool | np.bool_):
+        raise ValueError(f"stats: expected True or False, got {stats!r}.")
+    return bool(stats)
+
+
+def check_scale(scale: Any, H: int, dtype: jnp.dtype) -> Any:
+    """Returns the factor of dot products as a scalar array, or raises ValueError."""
     if scale is None:
         return jnp.asarray(1 / math.sqrt(H), dtype)
     if isinstance(scale, int | float | np.number) and not isinstance(scale, bool):
@@ -149,7 +170,8 @@ def _scale(scale: Any, H: int, dtype: jnp.dtype) -> Any:
     return scale
 
 
-def _precision(precision: Any) -> Any:
+def check_precision(precision: Any) -> Any:
+    """Returns a matmul precision or None, or raises ValueError."""
     try:
         return jax.lax.Precision(precision) if precision is not None else None
     except (ValueError, TypeError) as error:

@@ -21,7 +21,7 @@ LAYERS = (
     ("attnjax.masks", "attnjax.scores", "attnjax.dropout"),
     ("attnjax.ops",),
     ("attnjax.sharding",),
-    ("attnjax.validate", "attnjax.api", "attnjax.additive"),
+    ("attnjax.validate", "attnjax.api", "attnjax.additive", "attnjax.decoding"),
     ("attnjax",),  # the package itself: attention, explain and what they take, by one name each
     ("attnjax.nn",),
     ("attnjax.focus",),

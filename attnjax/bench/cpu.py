@@ -2,6 +2,7 @@
 
     python -m attnjax.bench.cpu                    # speed and the cost of statistics, T = 8192
     python -m attnjax.bench.cpu memory blocks      # temporaries at T = 32768; block classification
+    python -m attnjax.bench.cpu decode             # one query against a cache of 32768 keys
 
 Every contestant computes the same forward and backward pass, its outputs are compared before any
 timing, and runs are interleaved, so that a drift of the machine's speed meets all alike. Ratios of
@@ -11,6 +12,7 @@ medians are what counts. torch takes part if it is installed.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import statistics
 import sys
@@ -197,12 +199,43 @@ def blocks(T: int, repeats: int) -> Iterator[str]:
         )
 
 
+def decode(S: int, repeats: int) -> Iterator[str]:
+    """Times one query against a cache, and reading that cache once."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, n, 8, 64)), jnp.float32) for n in (1, S, S))
+
+    def read(q: jax.Array, k: jax.Array, v: jax.Array) -> list[jax.Array]:
+        # Sums over few long columns: the fastest way in which XLA:CPU reads an array.
+        parts = 64 if S % 64 == 0 else 1
+        return [jnp.sum(x.reshape(parts, -1, 512), axis=1) for x in (k, v)]
+
+    def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attnjax.decode(q, k, v, length=S)
+
+    def full(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attnjax.attention(q, k, v)
+
+    runs: dict[str, Run] = {}
+    for name, function in (("reading", read), ("decode", ours), ("attention", full)):
+        compiled = jax.jit(function)
+        runs[name] = functools.partial(compiled, q, k, v)
+    np.testing.assert_allclose(runs["decode"](), runs["attention"](), atol=2e-5)
+    size = (k.size + v.size) * 4
+    medians = {name: statistics.median(s) for name, s in timings(runs, 10 * repeats).items()}
+    for name, seconds in medians.items():
+        yield (
+            f"{name:24} {seconds * 1e3:9.2f} ms   {seconds / medians['reading']:6.2f} x reading "
+            f"{size / 2**20:.0f} MiB at {size / medians['reading'] / 1e9:.0f} GB/s"
+        )
+
+
 # Each measurement with its own default length.
 MEASUREMENTS: dict[str, tuple[Callable[[int, int], Iterator[str]], int]] = {
     "speed": (speed, 8192),
     "stats": (stats, 8192),
     "memory": (memory, 32768),
     "blocks": (blocks, 1 << 20),
+    "decode": (decode, 32768),
 }
 
 

@@ -7,6 +7,7 @@ traced, its structure and its Python numbers are static.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -111,6 +112,14 @@ class Mask:
         """Bounds this mask on every block of a grid: is any position allowed, are all."""
         raise NotImplementedError
 
+    def offsets(self) -> tuple[float, float]:
+        """Bounds `k_idx - q_idx` of every pair that this mask may allow, by its Python numbers.
+
+        Returns:
+          The lowest and the highest, infinite where there is no bound or it is not known.
+        """
+        return -math.inf, math.inf
+
     def at(self, b: Array, h: Array, q_idx: Array, k_idx: Array) -> Array:
         """Evaluates the mask elementwise.
 
@@ -212,12 +221,20 @@ class And(_Binary):
     _symbol = "&"
     _combine = operator.and_
 
+    def offsets(self) -> tuple[float, float]:
+        left, right = self.left.offsets(), self.right.offsets()
+        return max(left[0], right[0]), min(left[1], right[1])
+
 
 class Or(_Binary):
     """Either mask allows it. Written `left | right`."""
 
     _symbol = "|"
     _combine = operator.or_
+
+    def offsets(self) -> tuple[float, float]:
+        left, right = self.left.offsets(), self.right.offsets()
+        return min(left[0], right[0]), max(left[1], right[1])
 
 
 class Not(Mask):

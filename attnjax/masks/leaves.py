@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,9 @@ class Causal(Mask):
     def bounds(self, grid: Grid) -> Bounds:
         offset = grid.value(self.offset)
         return Bounds(grid.q_hi + offset >= grid.k_lo, grid.q_lo + offset >= grid.k_hi)
+
+    def offsets(self) -> tuple[float, float]:
+        return -math.inf, _known(self.offset)
 
 
 class Window(Mask):
@@ -86,6 +90,9 @@ class Window(Mask):
             some = some & (grid.k_lo <= grid.q_hi + right)
             every = every & (grid.k_hi <= grid.q_lo + right)
         return Bounds(some, every)
+
+    def offsets(self) -> tuple[float, float]:
+        return -_known(self.left), _known(self.right)
 
 
 class Prefix(Mask):
@@ -325,6 +332,10 @@ def _number(name: str, x: Any) -> Any:
     if len(x.shape) > 1:
         raise ValueError(f"{name}: expected shape [] or [B], got {tuple(x.shape)}.")
     return x
+
+
+def _known(x: int | Array | None) -> float:
+    return x if isinstance(x, int) else math.inf
 
 
 def _per_batch(name: str, x: int | Array) -> Operand:

@@ -10,9 +10,8 @@ from attnjax.bench import cpu
 
 
 def test_every_measurement_prints_its_figures(capsys):
-    assert (
-        cpu.main(["speed", "stats", "memory", "blocks", "--length", "256", "--repeats", "1"]) == 0
-    )
+    chosen = ["speed", "stats", "memory", "blocks", "decode"]
+    assert cpu.main([*chosen, "--length", "256", "--repeats", "1"]) == 0
     printed = capsys.readouterr().out
     for case in ("causal", "causal, window 511", "causal, 16 documents"):
         assert re.search(rf"^{case} +attnjax +[\d.]+ ms +1\.00 x attnjax$", printed, re.M)
@@ -20,6 +19,7 @@ def test_every_measurement_prints_its_figures(capsys):
     assert re.search(r"^with statistics +[\d.]+ ms", printed, re.M)
     assert re.search(r"^T=256: temporaries [\d.]+ MiB", printed, re.M)
     # 256 tokens are one block of each mask, which all documents share.
+    assert re.search(r"^decode +[\d.]+ ms +[\d.]+ x reading 1 MiB", printed, re.M)
     assert "0 empty, 1 partial, 0 full" in printed
 
 

@@ -43,6 +43,29 @@ def test_an_expression_allows_what_python_says(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
+def test_offsets_bound_what_an_expression_allows(data: st.DataObject) -> None:
+    size = data.draw(SIZES)
+    case = data.draw(masks(size))
+    lowest, highest = case.mask.offsets()
+    _, _, q_idx, k_idx = np.nonzero(predicate(case, size))
+    assert (k_idx - q_idx >= lowest).all()
+    assert (k_idx - q_idx <= highest).all()
+
+
+def test_offsets_of_windows() -> None:
+    causal, inf = attnjax.Causal(), np.inf
+    for mask, want in (
+        (causal & attnjax.Window(4, 2), (-4, 0)),
+        (attnjax.Causal(offset=3), (-inf, 3)),
+        (attnjax.Window(None, 2) | attnjax.Window(5, -1), (-inf, 2)),
+        (attnjax.Window(4, 2) | attnjax.Prefix(1), (-inf, inf)),
+        (~attnjax.Window(4, 2), (-inf, inf)),
+        (attnjax.Window(jnp.int32(4), 2), (-inf, 2)),
+    ):
+        assert mask.offsets() == want
+
+
+@given(data=st.data())
 def test_a_mask_survives_tree_map_jit_and_flattening(data: st.DataObject) -> None:
     case = data.draw(masks(SIZE))
     want = table(case.mask, SIZE)

@@ -1,0 +1,321 @@
+"""Decoding against the last rows of the full pass, whatever the layout of the cache."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attnjax
+
+B, K, G, H, D = 2, 3, 2, 5, 7
+N = K * G
+CAPACITY = 41
+LENGTHS = np.array([37, 23])
+
+
+def arrays(dtype: Any = jnp.float32, seed: int = 0) -> list[jax.Array]:
+    """Queries, keys and values of whole sequences."""
+    rng = np.random.default_rng(seed)
+    return [
+        jnp.asarray(rng.normal(size=(B, CAPACITY, n, width)), dtype)
+        for n, width in ((N, H), (K, H), (K, D))
+    ]
+
+
+def last(x: jax.Array, T: int, axis: int) -> jax.Array:
+    """The last T positions of each example."""
+    rows = LENGTHS[:, None] - T + np.arange(T)
+    shape = [B if a == 0 else T if a == axis else 1 for a in range(x.ndim)]
+    return jnp.take_along_axis(x, rows.reshape(shape), axis)
+
+
+def full_pass(q: jax.Array, k: jax.Array, v: jax.Array, T: int, **options: Any) -> tuple:
+    mask = options.pop("mask", attnjax.Causal())
+    held = attnjax.Lengths(None, jnp.asarray(LENGTHS))
+    out, stats = attnjax.attention(
+        q, k, v, mask=mask & held, stats=True, implementation="reference", **options
+    )
+    return last(out, T, 1), *(last(x, T, 2) for x in stats)
+
+
+def assert_equal(got: tuple, want: tuple, tolerance: float = 2e-5) -> None:
+    out, stats = got
+    for x, y in zip((out, *stats), want, strict=True):
+        x, y = (np.asarray(a, np.float32) for a in (x, y))
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def spoil_beyond(cache: jax.Array, value: float = np.nan) -> jax.Array:
+    """Fills the slots that hold nothing."""
+    beyond = np.arange(CAPACITY) >= LENGTHS[:, None]
+    return jnp.where(beyond[..., None, None], jnp.asarray(value, cache.dtype), cache)
+
+
+def paged(*caches: jax.Array, size: int = 6) -> tuple[attnjax.Paged, list[jax.Array]]:
+    """The same caches in pages of random order, some of them nobody's."""
+    pages = -(-CAPACITY // size)
+    order = np.random.default_rng(3).permutation(B * pages + 4)[: B * pages].reshape(B, pages)
+    layout = attnjax.Paged(jnp.asarray(order, jnp.int32))
+    stored = []
+    for cache in caches:
+        padded = np.full((B, pages * size, *cache.shape[2:]), np.nan, np.float32)
+        padded[:, :CAPACITY] = cache
+        rest = np.full((B * pages + 4, size, *cache.shape[2:]), np.nan, np.float32)
+        rest[order] = padded.reshape(B, pages, size, *cache.shape[2:])
+        stored.append(jnp.asarray(rest, cache.dtype))
+    return layout, stored
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "window": {"mask": attnjax.Causal() & attnjax.Window(9, 0)},
+    "prefix and strided": {
+        "mask": attnjax.Causal() & (attnjax.Prefix(4) | attnjax.Strided(3)),
+    },
+    "per key": {
+        "mask": attnjax.Causal()
+        & attnjax.Segments(jnp.asarray(np.arange(CAPACITY) // 17)[None].repeat(B, 0)),
+    },
+    "alibi and soft cap": {"score_mod": (attnjax.alibi(N), attnjax.soft_cap(3.0))},
+    "relative bias": {
+        "score_mod": attnjax.relative_bias(
+            jnp.asarray(np.random.default_rng(1).normal(size=(N, 11)), jnp.float32)
+        )
+    },
+    "dense bias": {
+        "score_mod": attnjax.bias(
+            jnp.asarray(np.random.default_rng(1).normal(size=(CAPACITY, CAPACITY)), jnp.float32)
+        )
+    },
+    "sinks and scale": {"sinks": jnp.linspace(-2, 2, N), "scale": 0.3},
+    "nothing to see": {"mask": attnjax.Window(3, -1) & ~attnjax.Strided(1)},
+}
+
+
+@pytest.mark.parametrize("T", [2, 19])  # few rows, and more than the products with zeros serve
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_equals_the_full_pass(name: str, T: int) -> None:
+    q, k, v = arrays()
+    want = full_pass(q, k, v, T, **OPTIONS[name])
+    run = jax.jit(lambda q, k, v, n: attnjax.decode(q, k, v, length=n, stats=True, **OPTIONS[name]))
+    assert_equal(run(last(q, T, 1), spoil_beyond(k, 50.0), spoil_beyond(v, 50.0), LENGTHS), want)
+
+
+def test_every_key_but_a_ragged_rest_is_summed_in_parts() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 331, n, H)), jnp.float32) for n in (N, K, K))
+    want = attnjax.attention(q, k, v, mask=attnjax.Causal(), implementation="reference")
+    out = attnjax.decode(q[:, -2:], k, v, length=331)
+    np.testing.assert_allclose(out, want[:, -2:], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3)])
+@pytest.mark.parametrize("T", [1, 19])
+def test_sixteen_bits(dtype: Any, tolerance: float, T: int) -> None:
+    q, k, v = arrays(dtype)
+    want = full_pass(*(x.astype(jnp.float32) for x in (q, k, v)), T)
+    got = attnjax.decode(last(q, T, 1), k, v, length=LENGTHS, stats=True)
+    assert got[0].dtype == dtype
+    assert_equal(got, want, tolerance)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_a_ring_holds_the_window(T: int) -> None:
+    q, k, v = arrays()
+    slots, window = 11, 11 - T
+    mask = attnjax.Causal() & attnjax.Window(window, 0)
+    rings = []
+    for cache in (k, v):
+        ring = np.full((B, slots, *cache.shape[2:]), np.nan, np.float32)
+        for b in range(B):
+            for p in range(LENGTHS[b]):
+                ring[b, p % slots] = cache[b, p]
+        rings.append(jnp.asarray(ring))
+    run = jax.jit(
+        lambda q, k, v, n: attnjax.decode(
+            q, k, v, length=n, layout=attnjax.Ring(), mask=mask, stats=True
+        )
+    )
+    assert_equal(run(last(q, T, 1), *rings, LENGTHS), full_pass(q, k, v, T, mask=mask))
+    # Before the ring is full for the first time, its other slots hold nothing.
+    early = attnjax.decode(
+        q[:, 5 - T : 5],
+        spoil_beyond(k)[:, :slots].at[:, 5:].set(jnp.nan),
+        spoil_beyond(v)[:, :slots].at[:, 5:].set(jnp.nan),
+        length=5,
+        layout=attnjax.Ring(),
+        mask=mask,
+    )
+    want = attnjax.attention(q[:, :5], k[:, :5], v[:, :5], mask=mask)
+    np.testing.assert_allclose(early, want[:, -T:], rtol=2e-5, atol=2e-5)
+
+
+def test_a_ring_refuses_what_it_no_longer_holds() -> None:
+    q, k, v = arrays()
+    for mask in (None, attnjax.Causal() & attnjax.Window(11, 0), attnjax.Window(None, 0)):
+        with pytest.raises(ValueError, match="reaches back at most 10 positions"):
+            attnjax.decode(
+                q[:, :1], k[:, :11], v[:, :11], length=30, layout=attnjax.Ring(), mask=mask
+            )
+    with pytest.raises(ValueError, match=r"Segments.*no array along positions"):
+        attnjax.decode(
+            q[:, :1],
+            k[:, :11],
+            v[:, :11],
+            length=30,
+            layout=attnjax.Ring(),
+            mask=attnjax.Window(5, 0) & attnjax.Segments(jnp.zeros((B, 11), jnp.int32)),
+        )
+
+
+@pytest.mark.parametrize("T", [1, 19])
+def test_pages_in_any_order(T: int) -> None:
+    q, k, v = arrays()
+    layout, (k_pages, v_pages) = paged(k, v)
+    run = jax.jit(
+        lambda q, k, v, n, layout: attnjax.decode(q, k, v, length=n, layout=layout, stats=True)
+    )
+    assert_equal(run(last(q, T, 1), k_pages, v_pages, LENGTHS, layout), full_pass(q, k, v, T))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2])
+@pytest.mark.parametrize("T", [1, 19])
+def test_eight_bits_equal_the_numbers_that_they_stand_for(dtype: Any, T: int) -> None:
+    q, k, v = arrays()
+    (k8, k_scale), (v8, v_scale) = (attnjax.quantize_kv(x, dtype) for x in (k, v))
+    meant = [x8.astype(jnp.float32) * s[..., None] for x8, s in ((k8, k_scale), (v8, v_scale))]
+    step = 1 / 127 if dtype == jnp.int8 else 0.07 if dtype == jnp.float8_e4m3fn else 0.13
+    for x, y in zip((k, v), meant, strict=True):
+        assert np.max(np.abs(x - y) / np.max(np.abs(x), axis=-1, keepdims=True)) <= step
+    got = attnjax.decode(
+        last(q, T, 1), k8, v8, length=LENGTHS, k_scale=k_scale, v_scale=v_scale, stats=True
+    )
+    assert_equal(got, full_pass(q, *meant, T))
+    layout, (k_pages, v_pages, *scales) = paged(
+        *(x.astype(jnp.float32) for x in (k8, v8)), k_scale, v_scale
+    )
+    pages = [jnp.nan_to_num(x).astype(dtype) for x in (k_pages, v_pages)]
+    again = attnjax.decode(
+        last(q, T, 1),
+        *pages,
+        length=LENGTHS,
+        layout=layout,
+        k_scale=scales[0],
+        v_scale=scales[1],
+        stats=True,
+    )
+    assert_equal(again, full_pass(q, *meant, T))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("T", [2, 19])
+def test_a_nan_reaches_the_rows_that_see_it_and_no_other(value: float, T: int) -> None:
+    q, k, v = arrays()
+    heads = np.arange(N).reshape(1, N, 1, 1)
+    for bad_k, bad_v in ((k.at[0, 7, 1, 2].set(value), v), (k, v.at[0, 7, 1, 2].set(value))):
+        # Of the two heads that read key head 1, one may look at position 7.
+        mask = attnjax.Causal() & attnjax.Dense((heads != 3) | (np.arange(CAPACITY) != 7))
+        got = attnjax.decode(last(q, T, 1), bad_k, bad_v, length=LENGTHS, mask=mask, stats=True)
+        want = full_pass(q, k, v, T, mask=mask)
+        spoilt = np.zeros((B, T, N), bool)
+        spoilt[0, :, 2] = True
+        assert np.isnan(np.asarray(got[0])[spoilt]).all()
+        np.testing.assert_allclose(
+            np.asarray(got[0])[~spoilt], np.asarray(want[0])[~spoilt], rtol=2e-5, atol=2e-5
+        )
+    bad_q = q.at[1, LENGTHS[1] - 1, 4, 0].set(value)
+    out = np.asarray(attnjax.decode(last(bad_q, T, 1), k, v, length=LENGTHS))
+    spoilt = np.zeros((B, T, N), bool)
+    spoilt[1, -1, 4] = True
+    assert np.isnan(out[spoilt]).all()
+    np.testing.assert_allclose(
+        out[~spoilt], np.asarray(full_pass(q, k, v, T)[0])[~spoilt], rtol=2e-5, atol=2e-5
+    )
+
+
+def test_a_traced_length_that_is_wrong_gives_nan() -> None:
+    q, k, v = arrays()
+    run = jax.jit(lambda n: attnjax.decode(q[:, :2], k, v, length=n, stats=True))
+    for wrong in ([1, 5], [5, CAPACITY + 1], [0, 5]):
+        out, stats = run(np.array(wrong))
+        bad = np.array(wrong) != 5
+        for x in (out, *stats):
+            assert (np.isnan(x).reshape(B, -1).all(-1) == bad).all()
+
+
+def test_steps_under_scan_equal_the_full_pass() -> None:
+    q, k, v = arrays()
+
+    def step(cache: tuple, x: tuple) -> tuple:
+        position, q, *new = x
+        cache = tuple(c.at[:, position].set(n) for c, n in zip(cache, new, strict=True))
+        return cache, attnjax.decode(q[:, None], *cache, length=position + 1)[:, 0]
+
+    empty = (jnp.full_like(k, jnp.nan), jnp.full_like(v, jnp.nan))
+    over = (jnp.arange(CAPACITY), *(jnp.moveaxis(x, 1, 0) for x in (q, k, v)))
+    _, out = jax.jit(lambda: jax.lax.scan(step, empty, over))()
+    want = attnjax.attention(q, k, v, mask=attnjax.Causal())
+    np.testing.assert_allclose(jnp.moveaxis(out, 0, 1), want, rtol=2e-5, atol=2e-5)
+
+
+Z = jnp.zeros
+LEGAL: dict[str, Any] = {
+    "q": Z((2, 1, 6, 5)),
+    "k": Z((2, 11, 3, 5)),
+    "v": Z((2, 11, 3, 7)),
+    "length": 4,
+}
+INT8 = {"k": Z((2, 11, 3, 5), jnp.int8), "k_scale": jnp.ones((2, 11, 3))}
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"q": [1.0]}, r"q: expected an array \[B, T, N, H\], got list"),
+    ({"q": Z((2, 6, 5))}, r"q: expected an array \[B, T, N, H\].*got \(2, 6, 5\)"),
+    ({"q": Z((2, 1, 6, 5), jnp.int32)}, r"q: expected floats.*int32"),
+    ({"q": Z((2, 0, 6, 5))}, r"q: .*without an empty axis"),
+    ({"q": Z((2, 12, 6, 5)), "length": 11}, r"q: expected at most the cache's 11.*T=12"),
+    ({"q": Z((2, 5, 6, 5))}, r"length: expected at least T=5 and at most the capacity 11, got 4"),
+    ({"q": Z((2, 1, 7, 5))}, r"q: expected a number of heads that is a multiple"),
+    ({"k": Z((2, 11, 3, 4))}, r"k: expected the head width H=5"),
+    ({"k": Z((3, 11, 3, 5)), "v": Z((3, 11, 3, 7))}, r"k: expected the batch size B=2"),
+    ({"v": Z((2, 12, 3, 7))}, r"v: expected \(2, 11, 3\) before its last axis"),
+    ({"k": Z((2, 11, 3, 5), jnp.bfloat16)}, r"k: expected the dtype of q, float32, got bfloat16"),
+    ({"k": INT8["k"]}, r"k: expected the dtype of q.*needs k_scale"),
+    ({"k_scale": jnp.ones((2, 11, 3))}, r"k_scale: expected k in eight bits, got dtype float32"),
+    ({**INT8, "k_scale": jnp.ones((2, 11))}, r"k_scale: expected shape \(2, 11, 3\)"),
+    ({**INT8, "k_scale": 1.0}, r"k_scale: expected a float array or None, got 1.0"),
+    ({"length": 0}, r"length: expected at least T=1 and at most the capacity 11, got 0"),
+    ({"length": 12}, r"length: .*got 12"),
+    ({"length": np.array([4, 12])}, r"length: .*\[ 4 12\]"),
+    ({"length": 4.0}, r"length: expected an integer.*4.0"),
+    ({"length": True}, r"length: expected an integer"),
+    ({"length": np.array([1, 2, 3])}, r"length: expected an integer or .*\(3,\)"),
+    ({"layout": "ring"}, r"layout: expected attnjax.Contiguous\(\).*got str"),
+    ({"layout": attnjax.Paged(Z((2, 3)))}, r"Paged.table: expected an integer array"),
+    ({"layout": attnjax.Paged(Z((3, 3), jnp.int32))}, r"Paged.table: expected shape \[B=2, M\]"),
+    ({"layout": attnjax.Ring()}, r"mask: expected one that reaches back at most 10"),
+    ({"mask": Z((1, 1))}, r"mask: expected a bool array"),
+    ({"mask": jnp.ones((1, 11), bool)[:, :9]}, r"mask: expected shape \[T=11, S=11\]"),
+    ({"score_mod": attnjax.alibi(5)}, r"alibi.slopes: expected shape \[N=6\]"),
+    ({"score_mod": 3}, r"score_mod: expected a function"),
+    ({"scale": jnp.ones(6)}, r"scale: expected a scalar"),
+    ({"sinks": jnp.ones(3)}, r"sinks: expected a float array \[N=6\]"),
+    ({"precision": "exact"}, r"precision: expected None or one of"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[m[:40] for _, m in BAD])
+def test_errors_say_what_was_expected(change: dict[str, Any], message: str) -> None:
+    attnjax.decode(**LEGAL)
+    with pytest.raises(ValueError, match=message):
+        attnjax.decode(**{**LEGAL, **change})
+
+
+def test_quantizing_refuses_and_marks() -> None:
+    with pytest.raises(ValueError, match="x: expected a float array, got int32"):
+        attnjax.quantize_kv(jnp.ones(3, jnp.int32))
+    with pytest.raises(ValueError, match="eight bits, got int16"):
+        attnjax.quantize_kv(jnp.ones(3), jnp.int16)
+    values, scale = attnjax.quantize_kv(jnp.asarray([[0.0, 0.0], [1.0, np.inf], [2.0, -1.0]]))
+    assert (np.asarray(values) == [[0, 0], [0, 0], [127, -64]]).all()
+    np.testing.assert_allclose(scale, [1, np.nan, 2 / 127])
