@@ -23,6 +23,7 @@ from attnjax.ops.decode.layout import Contiguous, Paged, Ring
 from attnjax.ops.decode.quantize import quantize_kv
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.platform import emulate
 from attnjax.scores import (
     ScoreMod,
     activated,
@@ -58,6 +59,7 @@ __all__ = [
     "attention",
     "bias",
     "decode",
+    "emulate",
     "explain",
     "quantize_kv",
     "relative_bias",

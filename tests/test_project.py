@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    ("attnjax.typing", "attnjax.numerics", "attnjax.operands"),
+    ("attnjax.typing", "attnjax.numerics", "attnjax.operands", "attnjax.platform"),
     ("attnjax.masks", "attnjax.scores", "attnjax.dropout"),
     ("attnjax.ops",),
     ("attnjax.sharding",),

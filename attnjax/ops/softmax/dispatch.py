@@ -17,6 +17,7 @@ from attnjax.ops.softmax.cost import Blocks, Cost, blockwise_cost, count_blocks,
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.platform import Platform, platform
 
 
 class Implementation(NamedTuple):
@@ -119,7 +120,7 @@ def attend(
     # Without this, an eager call would compile its loops anew every time. Functions of the caller
     # stay outside, for their closures may change between calls.
     call = _uncached if problem.user_functions else _cached
-    return call(problem, name)
+    return call(problem, name, platform())
 
 
 def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> Plan:
@@ -149,11 +150,14 @@ def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> 
     return Plan(name, reasons, IMPLEMENTATIONS[name].cost(problem, blocks), tuple(notes))
 
 
-def _uncached(problem: Problem, name: str) -> tuple[Array, AttentionStats | None]:
+def _uncached(
+    problem: Problem, name: str, platform: Platform
+) -> tuple[Array, AttentionStats | None]:
+    """Computes; the platform is an argument only so that no trace for another one is reused."""
     return IMPLEMENTATIONS[name].attend(problem)
 
 
-_cached = functools.partial(jax.jit, static_argnames="name")(_uncached)
+_cached = functools.partial(jax.jit, static_argnames=("name", "platform"))(_uncached)
 
 
 def _nothing(problem: Problem) -> tuple[Array, AttentionStats | None]:
