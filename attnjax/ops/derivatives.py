@@ -24,20 +24,28 @@ Backward = Callable[
 ]
 
 
-def differentiable(forward: Forward, backward: Backward, num_smooth: int, refusal: str) -> Callable:
+def differentiable(
+    forward: Forward,
+    backward: Backward,
+    num_smooth: int,
+    refusal: str,
+    plain: Callable[[Arrays], Arrays] | None = None,
+) -> Callable:
     """Gives an operation its derivatives.
 
     Args:
-      forward: `forward(args) -> (outputs, residuals)`, written in plain JAX; its own forward-mode
-        derivative is the tangent.
+      forward: `forward(args) -> (outputs, residuals)`.
       backward: `backward(args, residuals, cotangents, wanted) -> cotangents of args`. A cotangent
         of an output that nobody used is None; an argument that is not wanted may get None.
       num_smooth: how many outputs, from the first on, have a derivative; it is 0 for the others.
       refusal: what a second reverse-mode derivative says, as NotImplementedError.
+      plain: `plain(args) -> outputs`, the same outputs in plain JAX, where `forward` and `backward`
+        are kernels that JAX cannot differentiate: forward mode goes through it. None where they
+        are plain JAX themselves.
 
     Returns:
-      `op(*args) -> outputs`. Every array that `forward` needs is an argument; neither function may
-      close over tracers.
+      `op(*args) -> outputs`. Every array that `forward` needs is an argument; no function may close
+      over tracers.
     """
 
     @jax.custom_jvp
@@ -48,18 +56,22 @@ def differentiable(forward: Forward, backward: Backward, num_smooth: int, refusa
         outputs, residuals = forward(primals)
         wanted = tuple(not isinstance(t, SymbolicZero) for t in tangents)
         num_args = len(primals)
+        kinds = [(x.shape, x.dtype) for x in outputs[:num_smooth]]
 
         def tangent(known: Arrays, moved: Arrays) -> Arrays:
             args = known[:num_args]
 
             def smooth(*some: Array) -> Arrays:
-                return forward(_merge(args, wanted, some))[0][:num_smooth]
+                every = _merge(args, wanted, some)
+                outputs = forward(every)[0] if plain is None else plain(every)
+                return outputs[:num_smooth]
 
             return jax.jvp(smooth, _pick(args, wanted), moved)[1]
 
         def transpose(known: Arrays, cotangents: tuple[Array | None, ...]) -> Arrays:
-            grads = _once(backward, wanted, refusal)(known[:num_args], known[num_args:], cotangents)
-            return tuple(g for g in grads if g is not None)
+            args, saved = known[:num_args], known[num_args:]
+            pull = None if plain is None else _plain_backward(plain, kinds)
+            return _once(backward, wanted, refusal, pull)(args, saved, cotangents)
 
         moved = tuple(t for t in tangents if not isinstance(t, SymbolicZero))
         smooth_out = _linear(
@@ -71,14 +83,41 @@ def differentiable(forward: Forward, backward: Backward, num_smooth: int, refusa
     return op
 
 
-def _once(backward: Backward, wanted: tuple[bool, ...], refusal: str) -> Callable:
-    """Wraps a backward pass so that forward mode goes through it and reverse mode is refused."""
+def _plain_backward(plain: Callable[[Arrays], Arrays], kinds: Sequence[tuple]) -> Backward:
+    """Returns a backward pass of `plain`, given the shapes and dtypes of its smooth outputs."""
+
+    def backward(
+        args: Arrays,
+        residuals: Arrays,
+        cotangents: tuple[Array | None, ...],
+        wanted: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        def smooth(*some: Array) -> Arrays:
+            return plain(_merge(args, wanted, some))[: len(kinds)]
+
+        _, pull = jax.vjp(smooth, *_pick(args, wanted))
+        filled = (
+            jnp.zeros(*kind) if c is None else c for c, kind in zip(cotangents, kinds, strict=True)
+        )
+        grads = iter(pull(tuple(filled)))
+        return tuple(next(grads) if w else None for w in wanted)
+
+    return backward
+
+
+def _once(
+    backward: Backward, wanted: tuple[bool, ...], refusal: str, pull: Backward | None
+) -> Callable:
+    """Wraps a backward pass so that forward mode goes through it and reverse mode is refused.
+
+    Where there is a `pull`, the same in plain JAX, forward mode goes through that one.
+    """
 
     def run(args: Arrays, residuals: Arrays, cotangents: tuple[Array | None, ...]) -> Arrays:
         present = tuple(c is not None for c in cotangents)
         sizes = (len(args), len(args) + len(residuals))
 
-        def plain(*flat: Array) -> Arrays:
+        def through(backward: Backward, *flat: Array) -> Arrays:
             given = iter(flat[sizes[1] :])
             cts = tuple(next(given) if p else None for p in present)
             grads = backward(flat[: sizes[0]], flat[sizes[0] : sizes[1]], cts, wanted)
@@ -86,12 +125,13 @@ def _once(backward: Backward, wanted: tuple[bool, ...], refusal: str) -> Callabl
 
         @jax.custom_jvp
         def once(*flat: Array) -> Arrays:
-            return plain(*flat)
+            return through(backward, *flat)
 
         def rule(primals: Arrays, tangents: Sequence) -> tuple[Arrays, Arrays]:
             moving = tuple(not isinstance(t, SymbolicZero) for t in tangents)
             moved = _pick(tangents, moving)
-            outputs = plain(*primals)
+            outputs = through(backward, *primals)
+            plain = functools.partial(through, pull or backward)
             return outputs, _tangent_only(plain, primals, moving, moved, outputs, refusal)
 
         once.defjvp(rule, symbolic_zeros=True)
