@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
 from jaxtyping import Array
 
 from attnjax.ops.additive import blockwise, reference
 from attnjax.ops.additive.problem import AdditiveProblem
+from attnjax.ops.choosing import anything, choose, runner
 from attnjax.ops.softmax import dispatch
 from attnjax.ops.softmax.stats import AttentionStats
 
-Attend = Callable[[AdditiveProblem], tuple[Array, AttentionStats | None]]
 
-# In order of preference; each takes every problem.
-IMPLEMENTATIONS: dict[str, Attend] = {
-    "blockwise": blockwise.attend,
-    "reference": reference.attend,
+class Implementation(NamedTuple):
+    """One way to compute an `AdditiveProblem`; the attributes are as in softmax attention."""
+
+    attend: Callable[[AdditiveProblem], tuple[Array, AttentionStats | None]]
+    check: Callable[[AdditiveProblem], None] = anything
+    preferred: bool = True
+
+
+# In order of preference.
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "blockwise": Implementation(blockwise.attend),
+    "reference": Implementation(reference.attend, preferred=False),
 }
+_run = runner(IMPLEMENTATIONS)
 
 
 def attend(
@@ -37,20 +45,8 @@ def attend(
     Raises:
       ValueError: for an unknown name.
     """
-    if implementation is not None and implementation not in tuple(IMPLEMENTATIONS):
-        known = ", ".join(sorted(IMPLEMENTATIONS))
-        raise ValueError(
-            f"implementation: expected None or one of {known}; got {implementation!r}."
-        )
+    name = choose(IMPLEMENTATIONS, problem, implementation).name
     if 0 in problem.softmax.sizes.values():
         # Without queries, keys or heads there are no scores: the kind of score does not matter.
         return dispatch.attend(problem.softmax)
-    call = _uncached if problem.softmax.user_functions else _cached
-    return call(problem, implementation or next(iter(IMPLEMENTATIONS)))
-
-
-def _uncached(problem: AdditiveProblem, name: str) -> tuple[Array, AttentionStats | None]:
-    return IMPLEMENTATIONS[name](problem)
-
-
-_cached = functools.partial(jax.jit, static_argnames="name")(_uncached)
+    return _run(problem, name)

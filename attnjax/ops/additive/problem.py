@@ -27,6 +27,11 @@ class AdditiveProblem:
     w: Float[Array, "N H"]
     bias: Float[Array, "N H"] | None
 
+    @property
+    def user_functions(self) -> bool:
+        """Whether functions of the caller take part, whose closures no cache can compare."""
+        return self.softmax.user_functions
+
 
 def as_softmax(problem: AdditiveProblem) -> tuple[Array, Array, Array, Problem]:
     """Splits a call into what makes the scores and the softmax attention around it.

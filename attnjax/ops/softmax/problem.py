@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attnjax.dropout import Dropout
-from attnjax.masks import Mask, Where, walk
+from attnjax.masks import Mask
 from attnjax.numerics import accumulation_dtype, default_precision
-from attnjax.scores import Declared, ScoreFn, ScoreMod
+from attnjax.ops.choosing import user_functions
+from attnjax.scores import ScoreFn, ScoreMod
 
 
 @jax.tree_util.register_dataclass
@@ -63,5 +64,4 @@ class Problem:
     @property
     def user_functions(self) -> bool:
         """Whether functions of the caller take part, whose closures no cache can compare."""
-        mods = any(not isinstance(m, ScoreMod) or isinstance(m, Declared) for m in self.score_mods)
-        return mods or any(isinstance(leaf, Where) for leaf in walk(self.mask))
+        return user_functions(self.mask, self.score_mods)
