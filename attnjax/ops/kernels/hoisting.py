@@ -19,62 +19,16 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 # What every kernel language has for blocks of 32-bit numbers, elementwise.
-_ELEMENTWISE = frozenset(
-    {
-        "abs",
-        "add",
-        "and",
-        "broadcast_in_dim",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "cos",
-        "div",
-        "eq",
-        "erf",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "iota",
-        "is_finite",
-        "le",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "not",
-        "or",
-        "pow",
-        "rem",
-        "reshape",
-        "round",
-        "rsqrt",
-        "select_n",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "sign",
-        "sin",
-        "sqrt",
-        "square",
-        "squeeze",
-        "stop_gradient",
-        "sub",
-        "tanh",
-        "xor",
-    }
-)
+# fmt: off
+_ELEMENTWISE = frozenset({
+    "abs", "add", "and", "broadcast_in_dim", "cbrt", "ceil", "clamp", "convert_element_type",
+    "copy", "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge", "gt",
+    "integer_pow", "iota", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min",
+    "mul", "ne", "neg", "not", "or", "pow", "rem", "reshape", "round", "rsqrt", "select_n",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sqrt",
+    "square", "squeeze", "stop_gradient", "sub", "tanh", "xor",
+})
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +86,8 @@ def split(
         if not np.shape(const):
             scalars[var] = const
 
-    inside, wanted = [], {}
+    inside: list[Any] = []
+    wanted: dict[Any, None] = {}
     for eqn in jaxpr.eqns:
         inputs = [v for v in eqn.invars if not isinstance(v, Literal)]
         depends = frozenset().union(*(known[v].letters for v in inputs))

@@ -220,7 +220,7 @@ def _check_integers(operands: Sequence[Operand]) -> None:
 
 
 def _lower(
-    function: Callable[[Any, ...], Array],  # type: ignore[misc]
+    function: Callable[..., Array],
     operands: tuple[Operand, ...],
     tile: Tile,
     tiles: tuple[jax.ShapeDtypeStruct, ...],
@@ -249,10 +249,10 @@ def _look_up(lookup: Lookup, tile: Tile, n: int) -> Operand:
     }
     block = {"T": tile.block_q, "S": tile.block_k}
 
-    def at(*numbers: Array) -> Array:
-        b, h, i, j = numbers
+    def first(b: Array, h: Array, i: Array, j: Array) -> Array:
         return lookup.compute(*tile.index(b, h, i * tile.block_q, j * tile.block_k))
 
+    at: Callable[..., Array] = first
     for letter in reversed(lookup.letters):
         axes = tuple(0 if a == letter else None for a in AXES)
         at = jax.vmap(at, in_axes=axes)

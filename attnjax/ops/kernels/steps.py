@@ -81,7 +81,7 @@ class Steps(NamedTuple):
 
 def read(shape: Shape, words: Any, b: Array, s: Array) -> Step:
     """Reads step `s` of batch element `b` from the words of a schedule."""
-    b = b if shape.batched else 0
+    b = b if shape.batched else jnp.int32(0)
     if not shape.width:
         word = words[b, s]
         low = (1 << _POSITION_BITS) - 1

@@ -46,12 +46,8 @@ def test_steps_visit_what_the_mask_needs(name: str, traced: bool, by: str, budge
         return steps.words
 
     mask = MASKS[name]
-    if traced:
-        words = jax.jit(make)(mask)
-    else:
-        words = make(mask)
+    words = np.asarray(jax.jit(make)(mask) if traced else make(mask))
     (shape,) = shapes
-    words = np.asarray(words)
     assert words.nbytes <= budget or budget == BUDGET
     kinds = np.asarray(tile_kinds(mask, t, host=True))
     kinds = kinds if by == "T" else kinds.swapaxes(1, 2)
