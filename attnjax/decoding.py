@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.api import ScoreMods
 from attnjax.masks import Causal, Mask, as_mask
-from attnjax.ops.decode import xla
+from attnjax.ops.decode import dispatch
 from attnjax.ops.decode.layout import Contiguous, Paged
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods
@@ -34,13 +34,13 @@ def decode(
     sinks: Float[Array, "N"] | None = None,
     precision: Any = None,
     stats: bool = False,
+    implementation: str | None = None,
 ) -> Any:
     """Computes attention of the last positions of a sequence to all of it, from a cache.
 
     Gives the last T rows of `attnjax.attention` over the whole sequence. Reads keys and values
     once where they lie, if the heads have few queries; memory is `O(T * S)` for each head beside
-    the cache. Made for inference: call it under `jax.jit`, and use `attention` where gradients are
-    needed.
+    the cache. Made for inference: gradients are right, but computed without care for speed.
 
     Args:
       q: queries of the last T positions, `length - T` to `length - 1`.
@@ -53,13 +53,15 @@ def decode(
         `Paged(table)`.
       k_scale: factor of each key, in the layout of `k` without its last axis; see `quantize_kv`.
       v_scale: factor of each value.
-      mask: as in `attention`; None is `Causal()`. Its arrays along queries or keys are looked up by
-        position: they are as long as the capacity of the cache.
+      mask: as in `attention`; None is `Causal()`. Its arrays along keys are as long as the capacity
+        of the cache. Those along queries have an entry for each of the T queries, or are as long as
+        the capacity too and looked up by position.
       score_mod: as in `attention`, its arrays likewise.
       scale: as in `attention`.
       sinks: as in `attention`.
       precision: as in `attention`.
       stats: also return `AttentionStats` of these rows.
+      implementation: a name never falls back; None chooses. `xla` runs everywhere.
 
     Returns:
       The output `[B, T, N, D]` in the dtype of `q`; with `stats=True`, a pair of it and
@@ -67,6 +69,7 @@ def decode(
 
     Raises:
       ValueError: if an argument is wrong, or if a ring is too short for the mask.
+      NotImplementedError: if the named implementation can't do what was asked.
     """
     layout = Contiguous() if layout is None else layout
     if not isinstance(layout, Contiguous):
@@ -97,7 +100,7 @@ def decode(
         check_precision(precision),
         check_stats(stats),
     )
-    out, statistics = xla.attend(problem)
+    out, statistics = dispatch.attend(problem, implementation)
     return out if statistics is None else (out, statistics)
 
 
@@ -164,13 +167,14 @@ def _check_reach(
 ) -> None:
     def check() -> None:
         for operand in operands_of(mask, mods, sizes):
-            along = [a for a in "TS" if operand.size(a) > 1]
+            own = operand.size("T") == T > 1  # an entry for each query at hand
+            along = operand.size("S") > 1 or (operand.size("T") > 1 and not own)
             if layout.endless and along:
                 raise ValueError(
                     f"{operand.name}: expected no array along positions, which have no end in a "
                     f"ring, got shape {tuple(operand.array.shape)}. Use another layout."
                 )
-            operand.check(sizes)
+            operand.check({**sizes, "T": T} if own else sizes)
 
     jax.eval_shape(check)
     capacity = sizes["S"]

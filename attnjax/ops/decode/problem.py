@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from attnjax.masks import Mask
+from attnjax.ops.choosing import user_functions
 from attnjax.ops.decode.layout import Contiguous
 from attnjax.scores import ScoreFn, ScoreMod
 
@@ -47,3 +48,14 @@ class DecodeProblem:
     sinks: Float[Array, "N"] | None
     precision: Any = dataclasses.field(metadata={"static": True})
     stats: bool = dataclasses.field(metadata={"static": True})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis sizes by letter, of the whole sequence: T and S are the cache's capacity."""
+        capacity = self.layout.capacity(self.k)
+        return {"B": self.q.shape[0], "N": self.q.shape[2], "T": capacity, "S": capacity}
+
+    @property
+    def user_functions(self) -> bool:
+        """Whether functions of the caller take part, whose closures no cache can compare."""
+        return user_functions(self.mask, self.score_mods)

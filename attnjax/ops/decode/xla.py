@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,51 @@ from attnjax.numerics import (
     poison,
     split_nonfinite,
 )
+from attnjax.ops.decode.lowering import places, tiles
+from attnjax.ops.decode.plain import Call, Plain, derived, prepare
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.ops.softmax.stats import AttentionStats
-from attnjax.scores import check_scores
-from attnjax.typing import Index
 
 # Sums over the keys run side by side in so many parts.
 _SPLITS = 64
 # Up to so many rows of all heads, products with zeros are cheaper than a transposed cache.
 _FEW_ROWS = 64
+
+
+def attend(problem: DecodeProblem) -> tuple[Array, AttentionStats | None]:
+    """Computes attention of the last queries to the cache.
+
+    Args:
+      problem: the call.
+
+    Returns:
+      The output `[B, T, N, D]` in the dtype of `q`, and the statistics if they are wanted.
+    """
+    plain, flat = prepare(problem)
+    out, *stats = derived(functools.partial(fast, plain), functools.partial(smooth, plain))(*flat)
+    return out, AttentionStats(*stats) if stats else None
+
+
+def fast(plain: Plain, *flat: Array) -> tuple[Array, ...]:
+    """Returns the output and the statistics, looking for NaNs only where there are some."""
+    call = plain.bind(flat)
+    inputs = _gather(call)
+    outputs, finite = _compute(call, inputs)
+    # A NaN or an infinity is rare, and looking for it in the cache would take as long as all else.
+    # One that no row may see spoils others here too, for 0 times NaN is NaN.
+    outputs = jax.lax.cond(finite, lambda: outputs, lambda: _compute(call, _clean(inputs))[0])
+    return _spoil(call, outputs)
+
+
+def smooth(plain: Plain, *flat: Array) -> tuple[Array, ...]:
+    """Returns the same in a form whose derivatives are right, whatever the cache holds."""
+    call = plain.bind(flat)
+    out, *stats = _spoil(call, _compute(call, _clean(_gather(call)))[0])
+    if not stats:
+        return (out,)
+    logsumexp, max_logit, entropy, *rest = stats
+    max_logit, *rest = (jax.lax.stop_gradient(x) for x in (max_logit, *rest))
+    return out, logsumexp, max_logit, entropy, *rest
 
 
 class _Inputs(NamedTuple):
@@ -48,38 +85,17 @@ class _Inputs(NamedTuple):
     bad: Array | None
 
 
-def attend(problem: DecodeProblem) -> tuple[Array, AttentionStats | None]:
-    """Computes attention of the last queries to the cache.
-
-    Args:
-      problem: the call.
-
-    Returns:
-      The output `[B, T, N, D]` in the dtype of `q`, and the statistics if they are wanted.
-    """
-    B, T, N, H = problem.q.shape
-    dtype = accumulation_dtype(problem.q.dtype)
-    k, v = problem.layout.gather(problem.k), problem.layout.gather(problem.v)
+def _gather(call: Call) -> _Inputs:
+    given, layout = call.arguments, call.arguments.layout
+    B, T, N, H = given.q.shape
+    dtype = accumulation_dtype(given.q.dtype)
+    k, v = layout.gather(given.k), layout.gather(given.v)
     k_scale, v_scale = (
-        None if x is None else jnp.moveaxis(problem.layout.gather(x).astype(dtype), 1, 2)
-        for x in (problem.k_scale, problem.v_scale)
+        None if x is None else jnp.moveaxis(layout.gather(x).astype(dtype), 1, 2)
+        for x in (given.k_scale, given.v_scale)
     )
     K = k.shape[2]
-    inputs = _Inputs(problem.q.reshape(B, T, K, N // K, H), k, v, k_scale, v_scale, None)
-    positions = problem.layout.positions(k.shape[1], problem.length)
-    out, stats, finite = _compute(problem, inputs, positions)
-    # A NaN or an infinity is rare, and looking for it in the cache would take as long as all else.
-    # One that no row may see spoils others here too, for 0 times NaN is NaN.
-    out, stats = jax.lax.cond(
-        finite, lambda: (out, stats), lambda: _compute(problem, _clean(inputs), positions)[:2]
-    )
-    legal = problem.length >= T
-    if not problem.layout.endless:
-        legal &= problem.length <= k.shape[1]
-    spoil = poison(~legal, out.dtype).reshape(-1, 1, 1, 1)
-    if stats is not None:
-        stats = AttentionStats(*(x + spoil[..., 0].astype(x.dtype) for x in stats))
-    return out + spoil, stats
+    return _Inputs(given.q.reshape(B, T, K, N // K, H), k, v, k_scale, v_scale, None)
 
 
 def _clean(inputs: _Inputs) -> _Inputs:
@@ -96,39 +112,41 @@ def _clean(inputs: _Inputs) -> _Inputs:
     return _Inputs(q, k, v, factors[0], factors[1], bad.reshape(B, K * G, T, -1))
 
 
-def _compute(
-    problem: DecodeProblem, inputs: _Inputs, positions: Array
-) -> tuple[Array, AttentionStats | None, Array]:
-    """Returns the output, the statistics if wanted, and whether all that was met is finite."""
+def _spoil(call: Call, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Makes the outputs NaN where a length is impossible."""
+    length, layout = call.arguments.length, call.arguments.layout
+    legal = length >= call.arguments.q.shape[1]
+    if not layout.endless:
+        legal &= length <= layout.capacity(call.arguments.k)
+    return tuple(x + poison(~legal, x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) for x in outputs)
+
+
+def _compute(call: Call, inputs: _Inputs) -> tuple[tuple[Array, ...], Array]:
+    """Returns the output and the statistics if wanted, and whether all that was met is finite."""
     B, T, K, G, _ = inputs.q.shape
     S, D = inputs.v.shape[1], inputs.v.shape[-1]
-    N = K * G
-    dtype = accumulation_dtype(problem.q.dtype)
-    index = Index(
-        jnp.arange(B).reshape(-1, 1, 1, 1),
-        jnp.arange(N).reshape(1, -1, 1, 1),
-        (problem.length[:, None] - T + jnp.arange(T)).reshape(-1, 1, T, 1),
-        positions.reshape(-1, 1, 1, S),
-    )
+    given = call.arguments
+    dtype = accumulation_dtype(given.q.dtype)
+    at = places(given.layout, given.length, T, S)
+    index = at.over(B, K * G)
     held = index.k >= 0
-    dots = _dots(problem, inputs, dtype)
+    dots = _dots(call.precision, inputs, dtype)
     if inputs.k_scale is not None:
         dots *= inputs.k_scale[:, :, None, None]
-    dots = dots.reshape(B, N, T, S)
+    dots = dots.reshape(B, K * G, T, S)
     finite = jnp.all(jnp.isfinite(dots) | ~held)
-    score = dots * problem.scale.astype(dtype)
-    for mod in problem.score_mods:
-        score = check_scores(mod(score, *index), score)
+    score = call.scores(dots * given.scale.astype(dtype), *index, inputs=tiles(call.scores, at))
     if inputs.bad is not None:
         score += poison(inputs.bad, dtype)
-    score = jnp.where(problem.mask.at(*index) & held, score, MASKED)
+    allowed = call.mask(*index, inputs=tiles(call.mask, at))
+    score = jnp.where(allowed & held, score, MASKED)
     seen = score != MASKED
 
     largest = jnp.max(score, axis=-1)
     empty = largest == MASKED
-    sinks = None if problem.sinks is None else problem.sinks.astype(dtype)[:, None]
+    sinks = None if given.sinks is None else given.sinks.astype(dtype)[:, None]
     shift = largest if sinks is None else jnp.maximum(largest, jnp.where(empty, MASKED, sinks))
-    shift = finite_max(shift)
+    shift = jax.lax.stop_gradient(finite_max(shift))
     weight = jnp.where(seen, jnp.exp(score - shift[..., None]), 0)
     total = jnp.sum(weight, axis=-1)
     sink = None
@@ -136,11 +154,11 @@ def _compute(
         sink = jnp.where(empty, LOWEST_EXPONENT, jnp.maximum(sinks - shift, LOWEST_EXPONENT))
         total += jnp.where(empty, 0, jnp.exp(sink))
     total = jnp.where(empty, 1, total)
-    out = _weighted(problem, weight, inputs, dtype) / total.reshape(B, K, G, T, 1)
+    out = _weighted(call.precision, weight, inputs, dtype) / total.reshape(B, K, G, T, 1)
     finite &= jnp.all(jnp.isfinite(out))
-    out = jnp.moveaxis(out, -2, 1).reshape(B, T, N, D).astype(problem.q.dtype)
-    if not problem.stats:
-        return out, None, finite
+    out = jnp.moveaxis(out, -2, 1).reshape(B, T, K * G, D).astype(given.q.dtype)
+    if not call.stats:
+        return (out,), finite
 
     exponent = jnp.where(seen, jnp.maximum(score - shift[..., None], LOWEST_EXPONENT), 0)
     score_sum = jnp.sum(weight * exponent, axis=-1)
@@ -150,25 +168,20 @@ def _compute(
     distance = jnp.sum(weight * jnp.abs(index.q - index.k), axis=-1)
     log_total = jnp.log(total)
     stats = AttentionStats(
-        *(
-            x.astype(jnp.float32)
-            for x in (
-                jnp.where(empty, MASKED, log_total + shift),
-                largest,
-                jnp.where(empty, 0, log_total - score_sum / total),
-                first / total,
-                distance / total,
-            )
-        )
+        logsumexp=jnp.where(empty, MASKED, log_total + shift),
+        max_logit=largest,
+        entropy=jnp.where(empty, 0, log_total - score_sum / total),
+        sink_mass=first / total,
+        distance=distance / total,
     )
-    return out, stats, finite
+    return (out, *(x.astype(jnp.float32) for x in stats)), finite
 
 
-def _dots(problem: DecodeProblem, inputs: _Inputs, dtype: jnp.dtype) -> Array:
+def _dots(precision: Any, inputs: _Inputs, dtype: jnp.dtype) -> Array:
     """Returns `q.k`, `[B, K, G, T, S]`."""
-    q, k = inputs.q, inputs.k.astype(problem.q.dtype)
+    q, k = inputs.q, inputs.k.astype(inputs.q.dtype)
     B, T, K, G, H = q.shape
-    precision = default_precision(q.dtype, problem.precision)
+    precision = default_precision(q.dtype, precision)
     if K * G * T > _FEW_ROWS:
         return jnp.einsum(
             "btkgh,bskh->bkgts", q, k, precision=precision, preferred_element_type=dtype
@@ -186,7 +199,7 @@ def _dots(problem: DecodeProblem, inputs: _Inputs, dtype: jnp.dtype) -> Array:
     return dots.reshape(B, K, G, T, -1)
 
 
-def _weighted(problem: DecodeProblem, weight: Array, inputs: _Inputs, dtype: jnp.dtype) -> Array:
+def _weighted(precision: Any, weight: Array, inputs: _Inputs, dtype: jnp.dtype) -> Array:
     """Returns the sum of the values over the keys, `[B, K, G, T, D]`."""
     v = inputs.v
     B, S, K, _ = v.shape
@@ -195,12 +208,12 @@ def _weighted(problem: DecodeProblem, weight: Array, inputs: _Inputs, dtype: jnp
     if inputs.v_scale is not None:
         weight *= inputs.v_scale[:, :, None, None]
     if K * G * T > _FEW_ROWS:
-        v = v.astype(problem.q.dtype)
+        v = v.astype(inputs.q.dtype)
         return jnp.einsum(
             "bkgts,bskd->bkgtd",
             weight.astype(v.dtype),
             v,
-            precision=default_precision(v.dtype, problem.precision),
+            precision=default_precision(v.dtype, precision),
             preferred_element_type=dtype,
         )
 

@@ -103,6 +103,102 @@ def test_equals_the_full_pass(name: str, T: int) -> None:
     assert_equal(run(last(q, T, 1), spoil_beyond(k, 50.0), spoil_beyond(v, 50.0), LENGTHS), want)
 
 
+@pytest.mark.parametrize("T", [1, 3])
+def test_arrays_along_queries_may_belong_to_those_at_hand(T: int) -> None:
+    q, k, v = arrays()
+    rng = np.random.default_rng(5)
+    seen = jnp.asarray(rng.random((B, N, CAPACITY, CAPACITY)) < 0.6)
+    ids = jnp.asarray(rng.integers(0, 3, (B, CAPACITY)))
+    added, per_query = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((N, CAPACITY, CAPACITY), (B, CAPACITY))
+    )
+    rows = LENGTHS[:, None] - T + np.arange(T)
+
+    def options(here: bool) -> dict[str, Any]:
+        dense = last(seen, T, 2) if here else seen
+        own = last(ids, T, 1) if here else ids
+        query = last(per_query, T, 1) if here else per_query
+        bias = jnp.moveaxis(added[:, rows], 1, 0) if here else added
+        mods = (
+            attnjax.bias(bias),
+            attnjax.score_mod(lambda s, b, h, i, j, x: s * x + j, per_query=query),
+        )
+        return {
+            "mask": attnjax.Causal() & (dense | attnjax.Segments(own, ids)),
+            "score_mod": mods,
+        }
+
+    run = jax.jit(lambda q, k, v, n: attnjax.decode(q, k, v, length=n, stats=True, **options(True)))
+    assert_equal(run(last(q, T, 1), k, v, LENGTHS), full_pass(q, k, v, T, **options(False)), 1e-4)
+
+
+@pytest.mark.parametrize("T", [2, 19])
+def test_gradients_equal_those_of_the_full_pass(T: int) -> None:
+    rng = np.random.default_rng(7)
+    shapes = ((B, T, N, D), (B, N, T), (B, N, T), (N,), (N, 11), (B, CAPACITY))
+    weight, *of_stats, sinks, table, per_key = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes
+    )
+    mask = attnjax.Causal() & ~attnjax.Prefix(4)
+
+    def options(arrays: dict[str, jax.Array]) -> dict[str, Any]:
+        slope = arrays["slope"]
+        mods = (
+            attnjax.relative_bias(arrays["table"]),
+            lambda s, b, h, i, j: jnp.tanh(s) * slope[h] + arrays["per_key"][b, j],
+        )
+        return {"score_mod": mods, "sinks": arrays["sinks"], "scale": arrays["scale"], "mask": mask}
+
+    def total(out: jax.Array, logsumexp: jax.Array, entropy: jax.Array) -> jax.Array:
+        stats = sum(jnp.sum(w * x) for w, x in zip(of_stats, (logsumexp, entropy), strict=True))
+        return jnp.sum(weight * out) + stats
+
+    def stepwise(arrays: dict[str, jax.Array]) -> jax.Array:
+        # What no row may see is spoilt: hidden keys, and slots that hold nothing.
+        k, v = (spoil_beyond(arrays[x]).at[:, 2].set(jnp.inf) for x in "kv")
+        out, stats = attnjax.decode(
+            last(arrays["q"], T, 1), k, v, length=LENGTHS, stats=True, **options(arrays)
+        )
+        return total(out, stats.logsumexp, stats.entropy)
+
+    def full(arrays: dict[str, jax.Array]) -> jax.Array:
+        out, logsumexp, _, entropy, *_ = full_pass(
+            *(arrays[x] for x in "qkv"), T, **options(arrays)
+        )
+        return total(out, logsumexp, entropy)
+
+    given = dict(zip("qkv", arrays(), strict=True)) | {
+        "sinks": sinks,
+        "table": table,
+        "per_key": per_key,
+        "scale": jnp.float32(0.4),
+        "slope": jnp.linspace(0.5, 2, N),
+    }
+    got, want = (jax.jit(jax.value_and_grad(f))(given) for f in (stepwise, full))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-4)
+    for name in given:
+        np.testing.assert_allclose(got[1][name], want[1][name], rtol=1e-3, atol=1e-4, err_msg=name)
+    _, change = jax.jvp(stepwise, (given,), (given,))
+    slope = sum(jnp.vdot(got[1][name], given[name]) for name in given)
+    np.testing.assert_allclose(change, slope, rtol=1e-3)
+
+
+def test_functions_of_the_caller_are_never_stale() -> None:
+    q, k, v = arrays()
+    outs = []
+    for factor in (1.0, 3.0):
+
+        def mod(score: jax.Array, *index: jax.Array, factor: float = factor) -> jax.Array:
+            return score * factor
+
+        got = attnjax.decode(q[:, :1], k, v, length=7, score_mod=mod)
+        want = attnjax.decode(q[:, :1], k, v, length=7, scale=factor / np.sqrt(H))
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+        outs.append(got)
+    assert not np.allclose(*outs, atol=1e-3)
+
+
 def test_every_key_but_a_ragged_rest_is_summed_in_parts() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 331, n, H)), jnp.float32) for n in (N, K, K))
@@ -150,6 +246,39 @@ def test_a_ring_holds_the_window(T: int) -> None:
     )
     want = attnjax.attention(q[:, :5], k[:, :5], v[:, :5], mask=mask)
     np.testing.assert_allclose(early, want[:, -T:], rtol=2e-5, atol=2e-5)
+
+
+def test_a_ring_knows_distances_and_the_queries_at_hand() -> None:
+    q, k, v = arrays()
+    T, slots = 3, 11
+    mask = attnjax.Causal() & attnjax.Window(slots - T, 0)
+    table = jnp.asarray(np.random.default_rng(1).normal(size=(N, 17)), jnp.float32)
+    rows = attnjax.Dense(jnp.asarray([True, False, True])[:, None])
+    ring = [
+        jnp.stack(
+            [
+                x[b, n - slots : n][np.argsort(np.arange(n - slots, n) % slots)]
+                for b, n in enumerate(LENGTHS)
+            ]
+        )
+        for x in (k, v)
+    ]
+    out, stats = attnjax.decode(
+        last(q, T, 1),
+        *ring,
+        length=LENGTHS,
+        layout=attnjax.Ring(),
+        mask=mask & rows,
+        score_mod=attnjax.relative_bias(table),
+        stats=True,
+    )
+    want = full_pass(q, k, v, T, mask=mask, score_mod=attnjax.relative_bias(table))
+    seen = np.array([0, 2])
+    assert_equal(
+        (out[:, seen], [x[..., seen] for x in stats]),
+        (want[0][:, seen], *(x[..., seen] for x in want[1:])),
+    )
+    np.testing.assert_array_equal(out[:, 1], 0)
 
 
 def test_a_ring_refuses_what_it_no_longer_holds() -> None:
@@ -300,6 +429,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"score_mod": 3}, r"score_mod: expected a function"),
     ({"scale": jnp.ones(6)}, r"scale: expected a scalar"),
     ({"sinks": jnp.ones(3)}, r"sinks: expected a float array \[N=6\]"),
+    ({"implementation": "mps"}, r"implementation: expected None or one of .*xla; got 'mps'"),
     ({"precision": "exact"}, r"precision: expected None or one of"),
 ]
 
