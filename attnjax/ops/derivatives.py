@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -49,11 +51,14 @@ def differentiable(
     """
 
     @jax.custom_jvp
-    def op(*args: Array) -> Arrays:
-        return forward(args)[0]
+    def op(*args: Array) -> tuple[Arrays, Arrays]:
+        return forward(args)
 
-    def rule(primals: Arrays, tangents: Sequence[Array | SymbolicZero]) -> tuple[Arrays, Arrays]:
-        outputs, residuals = forward(primals)
+    def rule(
+        primals: Arrays, tangents: Sequence[Array | SymbolicZero]
+    ) -> tuple[tuple[Arrays, Arrays], tuple[Arrays, Arrays]]:
+        # A derivative of this one meets kernels as an operation, and plain JAX as it is.
+        outputs, residuals = forward(primals) if plain is None else op(*primals)
         wanted = tuple(not isinstance(t, SymbolicZero) for t in tangents)
         num_args = len(primals)
         kinds = [(x.shape, x.dtype) for x in outputs[:num_smooth]]
@@ -77,10 +82,18 @@ def differentiable(
         smooth_out = _linear(
             tangent, transpose, (*primals, *residuals), moved, outputs[:num_smooth]
         )
-        return outputs, (*smooth_out, *(jnp.zeros_like(x) for x in outputs[num_smooth:]))
+        moved_outputs = (*smooth_out, *(_no_tangent(x) for x in outputs[num_smooth:]))
+        # Only the rule itself reads residuals, and derivatives in plain JAX do without them.
+        return (outputs, residuals), (moved_outputs, tuple(_no_tangent(x) for x in residuals))
 
     op.defjvp(rule, symbolic_zeros=True)
-    return op
+    return lambda *args: op(*args)[0]
+
+
+def _no_tangent(x: Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 def _plain_backward(plain: Callable[[Arrays], Arrays], kinds: Sequence[tuple]) -> Backward:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from attnjax.masks import Mask
 from attnjax.numerics import MASKED
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.softmax import blockwise, reference
+from attnjax.ops.softmax import blockwise, reference, vendor
 from attnjax.ops.softmax.cost import Blocks, Cost, blockwise_cost, count_blocks, reference_cost
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
@@ -36,6 +36,7 @@ class Implementation(NamedTuple):
 
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
     "blockwise": Implementation(blockwise.attend, anything, blockwise_cost),
     "reference": Implementation(reference.attend, anything, reference_cost, preferred=False),
 }
