@@ -1,0 +1,355 @@
+"""The backward kernels: one for queries, which visits keys, and one for keys, which visits queries.
+
+Scores are computed again from the logsumexp. Nothing is added up in global memory, so the same
+inputs give the same bits. Source: Dao, "FlashAttention-2" (2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from attnjax.ops.kernels import gpu_parts
+from attnjax.ops.kernels import mosaic_gpu as mgpu
+from attnjax.ops.softmax.gpu_call import Inputs, Pass, Tables, allowed, take_turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """What is static in a kernel.
+
+    Attributes:
+      view: tiles and programs.
+      slots: buffers in the ring.
+      only_scaled: whether scores are scaled dot products and nothing else.
+      wide: whether gradients are returned in float32.
+      interpret: whether to run in the interpreter.
+    """
+
+    view: Pass
+    slots: int
+    only_scaled: bool
+    wide: bool
+    interpret: bool
+
+
+class RowTerms(NamedTuple):
+    """What the backward pass knows of each query, in whole blocks.
+
+    Attributes:
+      d_out: cotangent of the output, times a power of two that keeps products in range.
+      logsumexp: in base 2; plus infinity where a row is empty, so that its weights vanish.
+      delta: what all scores of a row have in common, times the same.
+      factors: what gradients of queries and keys, and those of values, are multiplied by.
+    """
+
+    d_out: Float[Array, "B T N D"]
+    logsumexp: Float[Array, "B N T"]
+    delta: Float[Array, "B N T"]
+    factors: Float[Array, "2"]
+
+
+def _start(
+    call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables
+) -> tuple[list[Array], Any]:
+    named = {
+        "q": inputs.q,
+        "k": inputs.k,
+        "v": inputs.v,
+        "d_out": rows.d_out,
+        "logsumexp": rows.logsumexp,
+        "delta": rows.delta,
+        "factors": rows.factors,
+        "order": tables.rows.order,
+        "counts": tables.rows.counts,
+        "scores": tables.scores,
+        "mask": tables.mask,
+    }
+    return jax.tree.flatten(named)
+
+
+def d_queries(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) -> Array:
+    """Computes the cotangent of the queries, `[B, T', N, H]`.
+
+    Args:
+      call: what is static.
+      inputs: queries, keys and values.
+      rows: what is known of each query.
+      tables: schedule by query and operands.
+
+    Returns:
+      The cotangent, in the dtype of the queries or in float32.
+    """
+    (B, _, N, H), dtype = inputs.q.shape, inputs.q.dtype
+    t, W, slots = call.view.tile, call.view.groups, call.slots
+    flat, structure = _start(call, inputs, rows, tables)
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        given = jax.tree.unflatten(structure, refs[: len(flat)])
+        _queries_kernel(call, given, refs[-1], scratch)
+
+    body.__name__ = "attnjax_d_queries"
+    wide = jnp.dtype(jnp.float32) if call.wide else dtype
+    (dq,) = mgpu.call(
+        body,
+        flat,
+        out=[jax.ShapeDtypeStruct(inputs.q.shape, wide)],
+        scratch={
+            "q": mgpu.matrix(W, t.block_q, H, dtype=dtype),
+            "d_out": mgpu.matrix(W, t.block_q, H, dtype=dtype),
+            "k": mgpu.matrix(slots, t.block_k, H, dtype=dtype),
+            "v": mgpu.matrix(slots, t.block_k, H, dtype=dtype),
+            "staging": mgpu.matrix(W, t.block_q, t.block_k, dtype=dtype) if call.interpret else None,
+            "own": mgpu.barriers(W, 2),
+            "k_ready": mgpu.barriers(slots),
+            "v_ready": mgpu.barriers(slots),
+            "used": mgpu.barriers(slots, W),
+        },
+        grid=(N, tables.rows.order.shape[1], B),
+        threads=W + 1,
+        interpret=call.interpret,
+    )
+    return dq
+
+
+def _queries_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[str, Any]) -> None:
+    view = call.view
+    t, W, slots = view.tile, view.groups, jnp.int32(call.slots)
+    h, row, b = (jax.lax.axis_index(a) for a in "xyz")
+    row = refs["order"].shape[1] - 1 - row
+    group = jax.lax.axis_index("wg")
+    at, full, visited = take_turns(refs["order"], refs["counts"], b, row)
+    N, K, H = refs["q"].shape[2], refs["k"].shape[2], refs["q"].shape[3]
+    kv = h if N == K else jax.lax.div(h, jnp.int32(N // K))
+
+    @pl.when(group < W)
+    def _() -> None:
+        mgpu.set_registers(240, more=True)
+        first = (row * W + group) * t.block_q
+        span = pl.ds(first, t.block_q)
+        q, d_out = scratch["q"].at[group], scratch["d_out"].at[group]
+        for name in ("q", "d_out"):
+            mgpu.copy_gmem_to_smem(
+                refs[name].at[b, span, h], scratch[name].at[group], scratch["own"].at[group]
+            )
+        logsumexp = mgpu.load(refs["logsumexp"].at[b, h, span], mgpu.ROWS)
+        delta = mgpu.load(refs["delta"].at[b, h, span], mgpu.ROWS)
+        mgpu.barrier_wait(scratch["own"].at[group])
+
+        def visit(n: Array, dq: Array, *, partial: bool) -> Array:
+            slot = jax.lax.rem(n, slots)
+            k, v = scratch["k"].at[slot], scratch["v"].at[slot]
+            place = gpu_parts.Place(b, h, first, refs["order"][at, row, n] * t.block_k)
+            mgpu.barrier_wait(scratch["k_ready"].at[slot])
+            dots = mgpu.product(q, mgpu.transposed(k))
+            mgpu.barrier_wait(scratch["v_ready"].at[slot])
+            slope = mgpu.product(d_out, mgpu.transposed(v)) - mgpu.across(delta, t.shape, 0)
+            wide = mgpu.across(logsumexp, t.shape, 0)
+            _, d_dots = _d_scores(call, refs, place, dots, wide, slope, partial=partial)
+            dq = mgpu.accumulate(dq, d_dots.astype(q.dtype), k, _staging(scratch, group))
+            mgpu.barrier_arrive(scratch["used"].at[slot])
+            return dq
+
+        dq = mgpu.full((t.block_q, H), 0.0, mgpu.TILE)
+        dq = jax.lax.fori_loop(0, full, lambda n, c: visit(n, c, partial=False), dq)
+        dq = jax.lax.fori_loop(full, visited, lambda n, c: visit(n, c, partial=True), dq)
+        _write(out.at[b, span, h], dq * refs["factors"][0], q)
+
+    @pl.when(group == W)
+    def _() -> None:
+        mgpu.set_registers(24, more=False)
+
+        def fetch(n: Array, slot: Array) -> None:
+            keys = (b, pl.ds(refs["order"][at, row, n] * t.block_k, t.block_k), kv)
+            for name in "kv":
+                mgpu.copy_gmem_to_smem(
+                    refs[name].at[keys], scratch[name].at[slot], scratch[f"{name}_ready"].at[slot]
+                )
+
+        _feed(call.slots, visited, fetch, scratch["used"])
+
+
+def d_keys(
+    call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables
+) -> tuple[Array, Array]:
+    """Computes the cotangents of the keys and of the values, `[B, S', K, H]`.
+
+    Args:
+      call: what is static.
+      inputs: queries, keys and values.
+      rows: what is known of each query.
+      tables: schedule by key and operands.
+
+    Returns:
+      The cotangents, in the dtype of the keys.
+    """
+    (B, _, K, H), dtype = inputs.k.shape, inputs.k.dtype
+    t, W, slots = call.view.tile, call.view.groups, call.slots
+    flat, structure = _start(call, inputs, rows, tables)
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        given = jax.tree.unflatten(structure, refs[: len(flat)])
+        _keys_kernel(call, given, refs[len(flat) :], scratch)
+
+    body.__name__ = "attnjax_d_keys"
+    dk, dv = mgpu.call(
+        body,
+        flat,
+        out=[jax.ShapeDtypeStruct(inputs.k.shape, dtype)] * 2,
+        scratch={
+            "k": mgpu.matrix(W, t.block_k, H, dtype=dtype),
+            "v": mgpu.matrix(W, t.block_k, H, dtype=dtype),
+            "q": mgpu.matrix(slots, t.block_q, H, dtype=dtype),
+            "d_out": mgpu.matrix(slots, t.block_q, H, dtype=dtype),
+            "logsumexp": mgpu.vector(slots, t.block_q),
+            "delta": mgpu.vector(slots, t.block_q),
+            "staging": mgpu.matrix(W, t.block_k, t.block_q, dtype=dtype) if call.interpret else None,
+            "own": mgpu.barriers(W, 2),
+            "q_ready": mgpu.barriers(slots, 2),
+            "d_out_ready": mgpu.barriers(slots, 2),
+            "used": mgpu.barriers(slots, W),
+        },
+        grid=(K, tables.rows.order.shape[1], B),
+        threads=W + 1,
+        interpret=call.interpret,
+    )
+    return dk, dv
+
+
+def _keys_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[str, Any]) -> None:
+    view = call.view
+    t, W, slots = view.tile, view.groups, jnp.int32(call.slots)
+    kv, row, b = (jax.lax.axis_index(a) for a in "xyz")
+    group = jax.lax.axis_index("wg")
+    at, full, visited = take_turns(refs["order"], refs["counts"], b, row)
+    N, K, H = refs["q"].shape[2], refs["k"].shape[2], refs["q"].shape[3]
+    heads = N // K
+
+    @pl.when(group < W)
+    def _() -> None:
+        mgpu.set_registers(240, more=True)
+        first = (row * W + group) * t.block_k
+        span = pl.ds(first, t.block_k)
+        k, v = scratch["k"].at[group], scratch["v"].at[group]
+        for name in "kv":
+            mgpu.copy_gmem_to_smem(
+                refs[name].at[b, span, kv], scratch[name].at[group], scratch["own"].at[group]
+            )
+        mgpu.barrier_wait(scratch["own"].at[group])
+
+        def visit(n: Array, carry: Any, *, g: Array, partial: bool) -> Any:
+            dk, dv = carry
+            slot = jax.lax.rem(g * visited + n, slots)
+            q, d_out = scratch["q"].at[slot], scratch["d_out"].at[slot]
+            h = kv * heads + g
+            place = gpu_parts.Place(b, h, refs["order"][at, row, n] * t.block_q, first)
+            mgpu.barrier_wait(scratch["q_ready"].at[slot])
+            dots = mgpu.product(k, mgpu.transposed(q))
+            logsumexp = mgpu.load(scratch["logsumexp"].at[slot], mgpu.COLUMNS)
+            mgpu.barrier_wait(scratch["d_out_ready"].at[slot])
+            slope = mgpu.product(v, mgpu.transposed(d_out))
+            delta = mgpu.load(scratch["delta"].at[slot], mgpu.COLUMNS)
+            slope -= mgpu.across(delta, t.shape, 1)
+            wide = mgpu.across(logsumexp, t.shape, 1)
+            weight, d_dots = _d_scores(call, refs, place, dots, wide, slope, partial=partial)
+            staging = _staging(scratch, group)
+            dv = mgpu.accumulate(dv, weight.astype(k.dtype), d_out, staging)
+            dk = mgpu.accumulate(dk, d_dots.astype(k.dtype), q, staging)
+            mgpu.barrier_arrive(scratch["used"].at[slot])
+            return dk, dv
+
+        def head(g: Array, carry: Any) -> Any:
+            carry = jax.lax.fori_loop(
+                0, full, lambda n, c: visit(n, c, g=g, partial=False), carry
+            )
+            return jax.lax.fori_loop(
+                full, visited, lambda n, c: visit(n, c, g=g, partial=True), carry
+            )
+
+        zero = mgpu.full((t.block_k, H), 0.0, mgpu.TILE)
+        if heads == 1:
+            dk, dv = head(jnp.int32(0), (zero, zero))
+        else:
+            dk, dv = jax.lax.fori_loop(0, heads, head, (zero, zero))
+        _write(out[0].at[b, span, kv], dk * refs["factors"][0], k)
+        _write(out[1].at[b, span, kv], dv * refs["factors"][1], v)
+
+    @pl.when(group == W)
+    def _() -> None:
+        mgpu.set_registers(24, more=False)
+
+        def fetch(m: Array, slot: Array) -> None:
+            h, n = kv * heads, m
+            if heads > 1:
+                h, n = h + jax.lax.div(m, visited), jax.lax.rem(m, visited)
+            span = pl.ds(refs["order"][at, row, n] * t.block_q, t.block_q)
+            for matrix, vector in (("q", "logsumexp"), ("d_out", "delta")):
+                ready = scratch[f"{matrix}_ready"].at[slot]
+                mgpu.copy_gmem_to_smem(refs[matrix].at[b, span, h], scratch[matrix].at[slot], ready)
+                mgpu.copy_gmem_to_smem(refs[vector].at[b, h, span], scratch[vector].at[slot], ready)
+
+        _feed(call.slots, visited * heads, fetch, scratch["used"])
+
+
+def _d_scores(
+    call: Backward,
+    refs: dict[str, Any],
+    place: gpu_parts.Place,
+    dots: Array,
+    logsumexp: Array,
+    slope: Array,
+    *,
+    partial: bool,
+) -> tuple[Array, Array]:
+    """Returns the weights of a tile, and the cotangent of its scaled dot products."""
+    view, scale = call.view, refs["scores"][0][0, 0]
+    if call.only_scaled:
+        score = dots * (scale * mgpu.LOG2_E)
+    else:
+        # The scale is taken out of the gradient of dot products, and put back at the end.
+        read = (refs["scores"], view.tile, place, {0: jnp.float32(1)})
+        scaled = dots * scale
+        (score,) = gpu_parts.run(view.scores, (scaled,), *read)
+        score = score * mgpu.LOG2_E
+    weight = jnp.exp2(score - logsumexp)
+    d_score = weight * slope
+    if partial:
+        seen = allowed(view, refs["mask"], place)
+        weight = jnp.where(seen, weight, 0.0)
+        d_score = jnp.where(seen, d_score, 0.0)
+    if not call.only_scaled:
+        _, d_score = gpu_parts.run(view.pulled, (scaled, d_score), *read)
+    return weight, d_score
+
+
+def _staging(scratch: dict[str, Any], group: Array) -> Any:
+    return None if scratch["staging"] is None else scratch["staging"].at[group]
+
+
+def _write(out: Any, result: Array, buffer: Any) -> None:
+    """Writes a result through a buffer in shared memory that is no longer needed."""
+    if out.dtype != buffer.dtype:
+        out[...] = result
+        return
+    buffer[...] = result.astype(buffer.dtype)
+    mgpu.commit_smem()
+    mgpu.copy_smem_to_gmem(buffer, out)
+    mgpu.wait_smem_to_gmem(0)
+
+
+def _feed(slots: int, count: Array, fetch: Any, used: Any) -> None:
+    """Fetches what `count` visits need into a ring of buffers."""
+    for n in range(slots):
+        pl.when(n < count)(lambda n=n: fetch(jnp.int32(n), jnp.int32(n)))
+
+    def refill(n: Array, _: None) -> None:
+        slot = jax.lax.rem(n, jnp.int32(slots))
+        mgpu.barrier_wait(used.at[slot])
+        fetch(n, slot)
+
+    jax.lax.fori_loop(slots, count, refill, None)

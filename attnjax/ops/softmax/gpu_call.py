@@ -1,0 +1,182 @@
+"""What is static in a call of the GPU kernels, and the arrays that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from attnjax.masks import EMPTY, FULL, Mask
+from attnjax.numerics import poison, split_nonfinite
+from attnjax.ops.kernels import gpu_parts
+from attnjax.ops.kernels import mosaic_gpu as mgpu
+from attnjax.ops.kernels.programs import Tile, TileProgram, lower_mask, lower_scores
+from attnjax.ops.schedule import tile_kinds
+from attnjax.ops.softmax.problem import Problem
+from attnjax.ops.tiles import Tiling
+from attnjax.typing import is_concrete
+
+
+class Rows(NamedTuple):
+    """Which blocks each row of blocks visits, or each column.
+
+    Attributes:
+      order: block numbers along the other axis: FULL ones, then PARTIAL ones, then the rest.
+      counts: how many are FULL, and how many are FULL or PARTIAL.
+    """
+
+    order: Int[Array, "b rows blocks"]
+    counts: Int[Array, "b rows 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One kernel's view of a call.
+
+    Attributes:
+      tile: the tiles that a warpgroup computes.
+      groups: warpgroups that compute, each on rows of its own.
+      scores, mask: programs on a tile, without arrays.
+      pulled: the program of the scores with its derivative; see `gpu_parts.with_pull`.
+    """
+
+    tile: Tile
+    groups: int
+    scores: TileProgram
+    mask: TileProgram
+    pulled: TileProgram
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Queries and keys that all warpgroups visit together."""
+        t = self.tile
+        if t.rows == "T":
+            return t.block_q * self.groups, t.block_k
+        return t.block_q, t.block_k * self.groups
+
+
+class Tables(NamedTuple):
+    """What one pass looks up: its schedule, and the operands of its programs, laid out.
+
+    Attributes:
+      rows: the schedule.
+      scores, mask: arrays in global memory.
+    """
+
+    rows: Rows
+    scores: tuple[Array, ...]
+    mask: tuple[Array, ...]
+
+
+class Inputs(NamedTuple):
+    """Queries, keys and values in whole blocks, without NaNs and infinities.
+
+    Attributes:
+      q, k, v: finite, padded with zeros.
+      bad_rows: NaN where a query is not finite, else 0.
+      bad_keys: the same for keys and their values.
+    """
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    bad_rows: Float[Array, "B N T"]
+    bad_keys: Float[Array, "B K S"]
+
+
+def make_pass(problem: Problem, block_q: int, block_k: int, groups: int, rows: str) -> Pass:
+    """Lowers a call's score_mods and mask for one kernel; the arrays stay in the programs.
+
+    Raises:
+      NotImplementedError: if a kernel cannot run them.
+    """
+    size = problem.sizes
+    tile = Tile(size["B"], size["N"], size["T"], size["S"], block_q, block_k, rows)
+    scores = lower_scores(problem.score_mods, problem.scale, tile)
+    mask = lower_mask(problem.mask, tile)
+    pulled = gpu_parts.with_pull(scores, tile)
+    gpu_parts.check(scores, "score_mod")
+    gpu_parts.check(pulled, "derivative of the score_mod")
+    gpu_parts.check(mask, "mask")
+    return Pass(tile, groups, scores, mask, pulled)
+
+
+def make_rows(mask: Mask, view: Pass) -> Rows:
+    """Lists the blocks to visit: on the host for static masks, else in the trace."""
+    t = view.tile
+    tiling = Tiling(t.B, t.T, t.S, t.N, t.N, 1, t.N, *view.blocks)
+    host = is_concrete(*mask.leaves())
+    xp: Any = np if host else jnp
+    kinds = xp.asarray(tile_kinds(mask, tiling, host=host))
+    if t.rows == "S":
+        kinds = kinds.swapaxes(1, 2)
+    order = xp.argsort(-kinds, axis=-1, stable=True).astype(xp.int32)
+    counts = [(kinds == FULL).sum(axis=-1), (kinds != EMPTY).sum(axis=-1)]
+    rows = Rows(order, xp.stack(counts, axis=-1).astype(xp.int32))
+    return Rows(*(jnp.asarray(x) for x in rows))
+
+
+def bare(view: Pass) -> Pass:
+    """Returns a pass without the arrays of its programs."""
+    return dataclasses.replace(
+        view, scores=view.scores.bare(), mask=view.mask.bare(), pulled=view.pulled.bare()
+    )
+
+
+def tables(view: Pass, rows: Rows, scores: tuple[Array, ...], mask: tuple[Array, ...]) -> Tables:
+    """Lays out what a pass looks up, given the arrays of its programs."""
+    laid = (
+        tuple(
+            gpu_parts.lay_out(o, view.tile, view.blocks)
+            for o in program.with_arrays(arrays).operands
+        )
+        for program, arrays in ((view.scores, scores), (view.mask, mask))
+    )
+    return Tables(rows, *laid)
+
+
+def inputs_of(q: Array, k: Array, v: Array, multiples: tuple[int, int]) -> Inputs:
+    """Prepares queries, keys and values, as `[B, time, heads, width]`, for the kernels."""
+    (q, q_bad), (k, k_bad), (v, v_bad) = (split_nonfinite(x) for x in (q, k, v))
+    bad_rows, bad_keys = (poison(x.swapaxes(1, 2), jnp.float32) for x in (q_bad, k_bad | v_bad))
+    T, S = multiples
+    return Inputs(
+        pad(q, 1, T),
+        pad(k, 1, S),
+        pad(v, 1, S),
+        pad(bad_rows, 2, T),
+        pad(bad_keys, 2, S),
+    )
+
+
+def pad(x: Array, axis: int, multiple: int, value: float = 0) -> Array:
+    """Pads an axis at its end to a multiple."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
+
+
+def spoiled_blocks(bad_keys: Array, block: int) -> Array:
+    """Returns NaN for each block of keys that holds a bad one, else 0: `[B, K, blocks]`."""
+    blocks = bad_keys.reshape(*bad_keys.shape[:2], -1, block)
+    return poison(jnp.any(jnp.isnan(blocks), axis=-1), jnp.float32)
+
+
+def allowed(view: Pass, refs: Any, place: gpu_parts.Place) -> Array:
+    """Evaluates a pass's mask on a tile, without the keys that only fill the last block."""
+    t = view.tile
+    (result,) = gpu_parts.run(view.mask, (), refs, t, place)
+    if t.S % view.blocks[1]:
+        keys = mgpu.positions(place.k, t.shape, 1 if t.rows == "T" else 0)
+        result = result & (keys < t.S)
+    return jnp.broadcast_to(result, t.shape)
+
+
+def take_turns(order: Any, counts: Any, b: Array, row: Array) -> tuple[Array, Array, Array]:
+    """Returns the batch index of a schedule, how many blocks are FULL, and how many are visited."""
+    b = b if order.shape[0] > 1 else jax.lax.mul(b, jnp.int32(0))
+    return b, counts[b, row, 0], counts[b, row, 1]
