@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from attnjax.additive import additive_attention
 from attnjax.dropout import Dropout
 from attnjax.masks import Mask
+from attnjax.nn.checks import check_sequence
 from attnjax.ops.softmax.stats import AttentionStats
 
 
@@ -115,12 +116,8 @@ class AdditiveAttention(nnx.Module):
           ValueError: if an argument is wrong.
         """
         kv = x if kv is None else kv
-        for name, array, width in (("x", x, self.features), ("kv", kv, self.kv_features)):
-            if array.ndim != 3 or array.shape[-1] != width:
-                raise ValueError(
-                    f"{name}: expected an array [batch, time, {width}], "
-                    f"got shape {tuple(array.shape)}."
-                )
+        check_sequence("x", x, self.features)
+        check_sequence("kv", kv, self.kv_features)
         dropout = None
         if self.rngs is not None and not self.deterministic:
             dropout = Dropout(self.dropout_rate, self.rngs())

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.api import attention
 from attnjax.dropout import Dropout
-from attnjax.masks import Causal, Mask, Prefix, Window, as_mask
+from attnjax.masks import Causal, Mask, Window, as_mask
 from attnjax.nn.cache import KeyValues, KVCache
+from attnjax.nn.checks import check_heads, check_positions, check_sequence
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.positions import Positions
-from attnjax.nn.shift import shift_mask, shift_score_mod
+from attnjax.nn.steps import attend_to_cache
 from attnjax.numerics import poison
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
@@ -67,7 +68,7 @@ class MultiHeadAttention(nnx.Module):
     ) -> None:
         options = AttentionOptions() if options is None else options
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        _check_sizes(features, num_heads, num_kv_heads, head_dim)
+        check_heads(features, num_heads, num_kv_heads, head_dim)
         head_dim = features // num_heads if head_dim is None else head_dim
         kv_features = features if kv_features is None else kv_features
         position = Positions() if options.position is None else options.position
@@ -144,7 +145,7 @@ class MultiHeadAttention(nnx.Module):
         Raises:
           ValueError: if an argument is wrong.
         """
-        _check_input("x", x, self.features)
+        check_sequence("x", x, self.features)
         if kv is None:
             kv, kv_positions = x, positions if kv_positions is None else kv_positions
         if not isinstance(kv, KeyValues):
@@ -154,7 +155,18 @@ class MultiHeadAttention(nnx.Module):
                 "kv_positions: expected None with projected KeyValues, which have theirs."
             )
         q = self._queries(x, self._positions("positions", positions, x))
-        return self._attend(q, kv, self._mask(mask), self._score_mods(score_mod), stats=stats)
+        result = attention(
+            q,
+            *kv,
+            mask=self._mask(mask),
+            score_mod=self._score_mods(score_mod),
+            sinks=None if self.sinks is None else self.sinks[...],
+            dropout=self._dropout(),
+            precision=self.options.precision,
+            stats=stats,
+            implementation=self.options.implementation,
+        )
+        return (self.out(result[0]), result[1]) if stats else self.out(result)
 
     def keys_values(
         self, kv: Float[Array, "B S G"], *, positions: Int[Array, "*B S"] | None = None
@@ -168,7 +180,7 @@ class MultiHeadAttention(nnx.Module):
         Returns:
           Keys and values `[B, S, K, H]`.
         """
-        _check_input("kv", kv, self.kv_features)
+        check_sequence("kv", kv, self.kv_features)
         positions = self._positions("kv_positions", positions, kv)
         kv = self._embed(kv, positions)
         k = self.key(kv)
@@ -206,13 +218,16 @@ class MultiHeadAttention(nnx.Module):
         Prompts are given at once (T > 1), then one position per call. The result equals the full
         pass over the whole sequence with the same mask. Prompts of several lengths are either
         padded on the left, with a mask that hides the padding, or on the right, then
-        `cache.rewind(lengths)`.
+        `cache.rewind(lengths)`. Up to 16 positions at a time go through `attnjax.decode`, which
+        reads the cache once; longer prompts, dropout, and an `implementation` that the options name
+        go through `attnjax.attention`.
 
         Args:
           x: the next positions.
           cache: keys and values so far.
           mask: the mask of the full pass: a Mask over positions of the whole sequence, or a bool
-            array broadcastable to `[B, N, T, capacity]`. None is `Causal()`.
+            array broadcastable to `[B, N, T, capacity]`. Arrays that it declares along queries
+            belong to the T positions at hand. None is `Causal()`.
           score_mod: as in the call, over positions of the whole sequence.
           positions: None counts on from the cache's length.
 
@@ -223,34 +238,30 @@ class MultiHeadAttention(nnx.Module):
         Raises:
           ValueError: if an argument is wrong, or if the cache is full and its length is known.
         """
-        _check_input("x", x, self.features)
-        T, offset, full = x.shape[1], cache.length, cache.overfull(x.shape[1])
+        check_sequence("x", x, self.features)
+        T, full = x.shape[1], cache.overfull(x.shape[1])
         if self.position.explicit and positions is None:
             positions = cache.next_positions(T)
-        new = self.keys_values(x, positions=positions)
-        cache = cache.append(new)
+        cache = cache.append(self.keys_values(x, positions=positions))
         q = self._queries(x, self._positions("positions", positions, x))
-        mask = shift_mask(self._mask(Causal() if mask is None else mask), offset)
-        mods = tuple(shift_score_mod(mod, offset) for mod in self._score_mods(score_mod))
-        kv = KeyValues(cache.k.astype(q.dtype), cache.v.astype(new.v.dtype))
-        out = self._attend(q, kv, mask & Prefix(cache.length), mods)
+        out = self.out(
+            attend_to_cache(
+                q,
+                cache,
+                self._mask(Causal() if mask is None else mask),
+                self._score_mods(score_mod),
+                sinks=None if self.sinks is None else self.sinks[...],
+                dropout=self._dropout(),
+                options=self.options,
+            )
+        )
         return out + poison(full, out.dtype).reshape(-1, 1, 1), cache
 
     def _positions(self, name: str, positions: Array | None, x: Array) -> Any:
         B, T, _ = x.shape
         if positions is None:
             return np.arange(T, dtype=np.int32)  # known inside a trace, too
-        if not self.position.explicit:
-            raise ValueError(
-                f"{name}: expected None with {type(self.position).__name__}, which counts "
-                "distances along the arrays; hide padding by the mask instead."
-            )
-        integers = jnp.issubdtype(jnp.asarray(positions).dtype, jnp.integer)
-        if jnp.shape(positions) not in ((T,), (1, T), (B, T)) or not integers:
-            raise ValueError(
-                f"{name}: expected integers [T={T}] or [B={B}, T={T}], got shape "
-                f"{jnp.shape(positions)}, dtype {jnp.asarray(positions).dtype}."
-            )
+        check_positions(name, positions, B, T, self.position)
         return positions
 
     def _embed(self, x: Array, positions: Array) -> Array:
@@ -273,45 +284,7 @@ class MultiHeadAttention(nnx.Module):
         own += self.position.score_mods(self.num_heads, None if table is None else table[...])
         return own + as_score_mods(score_mod)
 
-    def _attend(
-        self,
-        q: Array,
-        kv: KeyValues,
-        mask: Mask,
-        mods: tuple[ScoreMod | ScoreFn, ...],
-        stats: bool = False,
-    ) -> Any:
-        dropout = None
-        if self.rngs is not None and not self.deterministic:
-            dropout = Dropout(self.options.dropout_rate, self.rngs())
-        result = attention(
-            q,
-            *kv,
-            mask=mask,
-            score_mod=mods,
-            sinks=None if self.sinks is None else self.sinks[...],
-            dropout=dropout,
-            precision=self.options.precision,
-            stats=stats,
-            implementation=self.options.implementation,
-        )
-        return (self.out(result[0]), result[1]) if stats else self.out(result)
-
-
-def _check_sizes(features: int, num_heads: int, num_kv_heads: int, head_dim: int | None) -> None:
-    if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(
-            "num_heads: expected a positive multiple of num_kv_heads, got "
-            f"num_heads={num_heads}, num_kv_heads={num_kv_heads}."
-        )
-    if head_dim is None and features % num_heads:
-        raise ValueError(
-            f"features: expected a multiple of num_heads={num_heads}, or a head_dim, "
-            f"got features={features}."
-        )
-
-
-def _check_input(name: str, x: Array, features: int) -> None:
-    if not hasattr(x, "shape") or len(x.shape) != 3 or x.shape[-1] != features:
-        got = x.shape if hasattr(x, "shape") else type(x).__name__
-        raise ValueError(f"{name}: expected an array [batch, time, {features}], got {got}.")
+    def _dropout(self) -> Dropout | None:
+        if self.rngs is None or self.deterministic:
+            return None
+        return Dropout(self.options.dropout_rate, self.rngs())

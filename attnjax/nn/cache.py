@@ -139,12 +139,18 @@ def rewound(present: Array, length: int | Array, batch: int, capacity: int) -> I
 
 def _write(buffer: Array, new: Array, start: Array, full: Array) -> Array:
     """Writes `[B, T, K, H]` at slot `start`, and nothing where it does not fit."""
+    T, capacity = new.shape[1], buffer.shape[1]
+    # XLA:CPU fuses the write of a single row with what reads the buffer, and copies it for that.
+    size = min(max(T, 2), capacity)
 
     def write(buffer: Array, new: Array, start: Array, full: Array, axis: int) -> Array:
         # An update that does not fit would be moved back over slots that are still needed.
-        old = jax.lax.dynamic_slice_in_dim(buffer, start, new.shape[axis], axis)
-        new = jnp.where(full, old, new.astype(buffer.dtype))
-        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
+        first = jnp.minimum(start, capacity - size)
+        old = jax.lax.dynamic_slice_in_dim(buffer, first, size, axis)
+        row = (jnp.arange(size) - (start - first)).reshape(-1, *(1,) * (buffer.ndim - axis - 1))
+        own = (row >= 0) & (row < T) & ~full
+        new = jnp.where(own, new.astype(buffer.dtype), old)
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, first, axis)
 
     if not start.ndim:
         return write(buffer, new, start, full, 1)

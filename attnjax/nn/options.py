@@ -35,7 +35,8 @@ class AttentionOptions:
         gradient is 0 and an adaptive optimiser makes noise of it; there to load others' weights.
       kernel_init: initialiser of the projections.
       precision: precision of all products, as in `jax.lax.dot_general`.
-      implementation: as in `attnjax.attention`.
+      implementation: as in `attnjax.attention`; a name holds for steps with a cache, too, which
+        None gives to `attnjax.decode`.
     """
 
     position: Positions | None = None

@@ -94,8 +94,8 @@ def test_wrong_settings(options, message):
 @pytest.mark.parametrize(
     ("x", "kv", "message"),
     [
-        (X[0], KV, r"x: expected an array \[batch, time, 11\], got shape \(5, 11\)"),
-        (X, None, r"kv: expected an array \[batch, time, 13\], got shape \(2, 5, 11\)"),
+        (X[0], KV, r"x: expected an array \[batch, time, 11\], got \(5, 11\)"),
+        (X, None, r"kv: expected an array \[batch, time, 13\], got \(2, 5, 11\)"),
         (X, KV[:1], "k: expected 2, the batch size B of q, got 1"),
     ],
 )

@@ -20,7 +20,9 @@ from attnjax.nn import (
     RelativeBias,
     Rotary,
     SinusoidalPositions,
+    steps,
 )
+from attnjax.nn.steps import FEW_QUERIES
 
 B, T, PROMPT, CAPACITY, F, H = 2, 11, 5, 13, 7, 4
 LOUD = jax.nn.initializers.normal(1.0)
@@ -36,7 +38,7 @@ SCHEMES = {
 
 
 def _layer(implementation="reference", **options):
-    # The reference compiles fastest; two tests run every way that a step's scores can take.
+    # None goes through `attnjax.decode` but for long prompts, a name through `attnjax.attention`.
     return MultiHeadAttention(
         F,
         num_heads=6,
@@ -79,15 +81,20 @@ def _generate(layer, x, cache, prompt=PROMPT, **kwargs):
     return run(state, x, cache)
 
 
+WAYS = pytest.mark.parametrize("implementation", ["reference", None], ids=["attention", "decode"])
+
+
+@WAYS
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_steps_equal_the_full_pass(scheme):
-    layer = _layer(implementation=None, position=SCHEMES[scheme])
+def test_steps_equal_the_full_pass(scheme, implementation):
+    layer = _layer(implementation, position=SCHEMES[scheme])
     got, cache = _generate(layer, _x(), layer.init_cache(B, CAPACITY))
     np.testing.assert_allclose(got, layer(_x(), mask=Causal()), rtol=1e-4, atol=1e-5)
     assert cache.length == T and cache.capacity == CAPACITY
 
 
-def test_steps_equal_the_full_pass_with_every_option():
+@pytest.mark.parametrize("prompt", [PROMPT, FEW_QUERIES + 3])
+def test_steps_equal_the_full_pass_with_every_option(prompt):
     layer = _layer(
         implementation=None,
         position=RelativeBias(reach=3, init_fn=LOUD),
@@ -100,11 +107,13 @@ def test_steps_equal_the_full_pass_with_every_option():
     def recency(score, b, h, q_idx, k_idx):
         return score - 0.1 * (h + 1) * (q_idx - k_idx)
 
-    full = layer(_x(), mask=Causal(), score_mod=recency)
-    got, _ = _generate(layer, _x(), layer.init_cache(B, CAPACITY), score_mod=recency)
+    x = _x(length=prompt + 4)
+    full = layer(x, mask=Causal(), score_mod=recency)
+    got, _ = _generate(layer, x, layer.init_cache(B, prompt + 6), prompt, score_mod=recency)
     np.testing.assert_allclose(got, full, rtol=1e-4, atol=1e-5)
 
 
+@WAYS
 @pytest.mark.parametrize(
     "mask",
     [
@@ -115,25 +124,36 @@ def test_steps_equal_the_full_pass_with_every_option():
     ],
     ids=["window", "prefix_strided", "where", "lengths"],
 )
-def test_the_mask_of_the_full_pass_serves_every_step(mask):
-    layer = _layer(position=Rotary())
+def test_the_mask_of_the_full_pass_serves_every_step(mask, implementation):
+    layer = _layer(implementation, position=Rotary())
     got, _ = _generate(layer, _x(), layer.init_cache(B, CAPACITY), mask=mask)
     np.testing.assert_allclose(got, layer(_x(), mask=mask), rtol=1e-4, atol=1e-5)
 
 
-def test_segments_take_ids_of_the_slots():
-    layer, ids = _layer(), jnp.arange(T) // 4
-    step, cache, slots = _stepper(layer), layer.init_cache(B, CAPACITY), jnp.arange(CAPACITY) // 4
-    full = layer(_x(), mask=Causal() & Segments(ids))
+@WAYS
+def test_arrays_along_queries_belong_to_those_at_hand(implementation):
+    layer, ids = _layer(implementation), jnp.arange(T) // 4
+    cache, slots = layer.init_cache(B, CAPACITY), jnp.arange(CAPACITY) // 4
+    seen = jax.random.bernoulli(jax.random.key(5), 0.7, (B, 6, T, CAPACITY))
+    factor = jnp.linspace(0.5, 2, T)
+
+    def mods(rows):
+        return attnjax.score_mod(lambda s, b, h, q, k, x: s * x + q, per_query=factor[rows])
+
+    own = Causal() & Segments(ids) & seen[..., :T]
+    full = layer(_x(), mask=own, score_mod=mods(slice(None)))
     for start, stop in ((0, 5), (5, 8), (8, 9)):
-        mask = Causal() & Segments(ids[start:stop], slots)
-        out, cache = step(_x()[:, start:stop], cache, mask=mask)
-        np.testing.assert_allclose(out, full[:, start:stop], rtol=1e-4, atol=1e-5)
+        rows = slice(start, stop)
+        mask = Causal() & Segments(ids[rows], slots) & seen[:, :, rows]
+        step = functools.partial(layer.decode, mask=mask, score_mod=mods(rows))
+        out, cache = jax.jit(step)(_x()[:, rows], cache)
+        np.testing.assert_allclose(out, full[:, rows], rtol=1e-4, atol=1e-5)
 
 
+@WAYS
 @pytest.mark.parametrize("scheme", ["rotary", "alibi", "clipped", "learned"])
-def test_prompts_padded_on_the_right_go_on_from_their_own_length(scheme):
-    layer, x, lengths = _layer(position=SCHEMES[scheme]), _x(), jnp.asarray([5, 3])
+def test_prompts_padded_on_the_right_go_on_from_their_own_length(scheme, implementation):
+    layer, x, lengths = _layer(implementation, position=SCHEMES[scheme]), _x(), jnp.asarray([5, 3])
     step, cache = _stepper(layer), layer.init_cache(B, CAPACITY)
     padding = jnp.arange(PROMPT)[None, :, None] < lengths[:, None, None]
     prompts = jnp.where(padding, x[:, :PROMPT], 1e3)
@@ -147,9 +167,10 @@ def test_prompts_padded_on_the_right_go_on_from_their_own_length(scheme):
     np.testing.assert_array_equal(cache.length, lengths + 3)
 
 
+@WAYS
 @pytest.mark.parametrize("scheme", ["rotary", "t5", "learned"])
-def test_prompts_padded_on_the_left_hide_it_by_the_mask(scheme):
-    layer, short, pad = _layer(position=SCHEMES[scheme]), _x(1, 1, 8), 3
+def test_prompts_padded_on_the_left_hide_it_by_the_mask(scheme, implementation):
+    layer, short, pad = _layer(implementation, position=SCHEMES[scheme]), _x(1, 1, 8), 3
     padded = jnp.concatenate((jnp.full((1, pad, F), 1e3), short), axis=1)
     step, cache = _stepper(layer), layer.init_cache(1, CAPACITY)
     full, at = layer(short, mask=Causal()), 0
@@ -181,8 +202,9 @@ def test_overfull_is_an_error_where_it_is_known():
         layer.decode(_x()[:, :2], ragged)
 
 
-def test_overfull_gives_nan_where_the_length_is_traced():
-    layer = _layer(position=Rotary())
+@WAYS
+def test_overfull_gives_nan_where_the_length_is_traced(implementation):
+    layer = _layer(implementation, position=Rotary())
     step, full = _stepper(layer), layer(_x(), mask=Causal())
     out, cache = step(_x()[:, :6], layer.init_cache(B, 7))
     np.testing.assert_allclose(out, full[:, :6], rtol=1e-4, atol=1e-5)
@@ -195,16 +217,18 @@ def test_overfull_gives_nan_where_the_length_is_traced():
     np.testing.assert_allclose(out, full[:, 6:7], rtol=1e-4, atol=1e-5)
 
 
-def test_overfull_spoils_only_its_own_examples():
-    layer, step = _layer(), _stepper(_layer())
+@WAYS
+def test_overfull_spoils_only_its_own_examples(implementation):
+    layer, step = _layer(implementation), _stepper(_layer(implementation))
     _, cache = step(_x()[:, :6], layer.init_cache(B, 7))
     out, _ = step(_x()[:, 4:6], cache.rewind(jnp.asarray([6, 4])))
     assert np.all(np.isnan(out[0]))
     np.testing.assert_allclose(out[1], layer(_x(), mask=Causal())[1, 4:6], rtol=1e-4, atol=1e-5)
 
 
-def test_learned_positions_end_with_their_table():
-    layer = _layer(position=LearnedPositions(7))
+@WAYS
+def test_learned_positions_end_with_their_table(implementation):
+    layer = _layer(implementation, position=LearnedPositions(7))
     out, cache = _stepper(layer)(_x()[:, :6], layer.init_cache(B, CAPACITY))
     assert np.all(np.isfinite(out))
     out, _ = _stepper(layer)(_x()[:, 6:8], cache)
@@ -229,16 +253,18 @@ def test_rewind_refuses_lengths_that_were_never_reached(length, message):
         cache.rewind(length)
 
 
-def test_a_traced_rewind_forward_poisons():
-    layer = _layer()
+@WAYS
+def test_a_traced_rewind_forward_poisons(implementation):
+    layer = _layer(implementation)
     _, cache = _stepper(layer)(_x()[:, :3], layer.init_cache(B, CAPACITY))
     forward = jax.jit(lambda cache, n: cache.rewind(n))(cache, jnp.asarray([5, 2]))
     out, _ = _stepper(layer)(_x()[:, :1], forward)
     assert np.all(np.isnan(out[0])) and np.all(np.isfinite(out[1]))
 
 
-def test_cache_dtype_and_shape():
-    layer = _layer()
+@WAYS
+def test_cache_dtype_and_shape(implementation):
+    layer = _layer(implementation)
     cache = layer.init_cache(B, CAPACITY, dtype=jnp.bfloat16)
     assert cache.k.shape == (B, CAPACITY, 3, H) and cache.v.dtype == jnp.bfloat16
     got, cache = _generate(layer, _x(), cache)
@@ -252,16 +278,18 @@ def test_cache_dtype_and_shape():
         KVCache.zeros(B, 5, 3, H, jnp.float32).append(wrong)
 
 
-def test_unwritten_slots_do_not_matter():
-    layer = _layer(position=Alibi())
+@WAYS
+def test_unwritten_slots_do_not_matter(implementation):
+    layer = _layer(implementation, position=Alibi())
     cache = layer.init_cache(B, CAPACITY)
     dirty = KVCache(jnp.full_like(cache.k, jnp.nan), jnp.full_like(cache.v, 1e30), cache.length)
     got, _ = _stepper(layer)(_x(), dirty)
     np.testing.assert_allclose(got, layer(_x(), mask=Causal()), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_flow_through_steps():
-    layer, weight = _layer(position=Rotary()), _x(3)
+@WAYS
+def test_gradients_flow_through_steps(implementation):
+    layer, weight = _layer(implementation, position=Rotary()), _x(3)
     graphdef, params = nnx.split(layer)
 
     def stepwise(params, x):
@@ -278,3 +306,41 @@ def test_gradients_flow_through_steps():
     want = jax.jit(jax.grad(full, argnums=(0, 1)))(params, _x())
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_holds_in_steps():
+    layer, x = _layer(None, dropout_rate=0.5), _x()[:, :PROMPT]
+    first, second = (layer.decode(x, layer.init_cache(B, CAPACITY))[0] for _ in range(2))
+    assert not np.allclose(first, second)
+    layer.eval()
+    got, _ = layer.decode(x, layer.init_cache(B, CAPACITY))
+    np.testing.assert_allclose(got, layer(x, mask=Causal()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "T", "way"),
+    [
+        ({}, 1, "decode"),
+        ({}, FEW_QUERIES, "decode"),
+        ({}, FEW_QUERIES + 1, "attention"),
+        ({"implementation": "blockwise"}, 1, "attention"),
+        ({"dropout_rate": 0.5}, 1, "attention"),
+    ],
+)
+def test_few_queries_go_through_decode(options, T, way, monkeypatch):
+    gone = []
+
+    def watched(name):
+        call = getattr(steps, name)
+
+        def watch(*args, **kwargs):
+            gone.append(name)
+            return call(*args, **kwargs)
+
+        return watch
+
+    for name in ("decode", "attention"):
+        monkeypatch.setattr(steps, name, watched(name))
+    layer = _layer(**{"implementation": None, **options})
+    layer.decode(_x(length=T), layer.init_cache(B, T + 2))
+    assert gone == [way]
