@@ -1,0 +1,1 @@
+"""What compilers say of kernels for devices that are not here."""
