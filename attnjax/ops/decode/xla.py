@@ -21,6 +21,7 @@ from attnjax.numerics import (
 from attnjax.ops.decode.lowering import places, tiles
 from attnjax.ops.decode.plain import Call, Plain, derived, prepare
 from attnjax.ops.decode.problem import DecodeProblem
+from attnjax.ops.decode.sums import Sums, finish
 from attnjax.ops.softmax.stats import AttentionStats
 
 # Sums over the keys run side by side in so many parts.
@@ -143,38 +144,21 @@ def _compute(call: Call, inputs: _Inputs) -> tuple[tuple[Array, ...], Array]:
     seen = score != MASKED
 
     largest = jnp.max(score, axis=-1)
-    empty = largest == MASKED
+    exponent = score - jax.lax.stop_gradient(finite_max(largest))[..., None]
+    weight = jnp.where(seen, jnp.exp(exponent), 0)
+    values = _weighted(call.precision, weight, inputs, dtype).reshape(B, K * G, T, D)
+    sums = Sums(largest, values, jnp.sum(weight, axis=-1))
+    if call.stats:
+        exponent = jnp.where(seen, jnp.maximum(exponent, LOWEST_EXPONENT), 0)
+        sums = sums._replace(
+            surprise=jnp.sum(weight * exponent, axis=-1),
+            first=jnp.sum(jnp.where(index.k == 0, weight, 0), axis=-1),
+            distance=jnp.sum(weight * jnp.abs(index.q - index.k), axis=-1),
+        )
     sinks = None if given.sinks is None else given.sinks.astype(dtype)[:, None]
-    shift = largest if sinks is None else jnp.maximum(largest, jnp.where(empty, MASKED, sinks))
-    shift = jax.lax.stop_gradient(finite_max(shift))
-    weight = jnp.where(seen, jnp.exp(score - shift[..., None]), 0)
-    total = jnp.sum(weight, axis=-1)
-    sink = None
-    if sinks is not None:
-        sink = jnp.where(empty, LOWEST_EXPONENT, jnp.maximum(sinks - shift, LOWEST_EXPONENT))
-        total += jnp.where(empty, 0, jnp.exp(sink))
-    total = jnp.where(empty, 1, total)
-    out = _weighted(call.precision, weight, inputs, dtype) / total.reshape(B, K, G, T, 1)
+    out, *stats = finish(sums, sinks)
     finite &= jnp.all(jnp.isfinite(out))
-    out = jnp.moveaxis(out, -2, 1).reshape(B, T, K * G, D).astype(given.q.dtype)
-    if not call.stats:
-        return (out,), finite
-
-    exponent = jnp.where(seen, jnp.maximum(score - shift[..., None], LOWEST_EXPONENT), 0)
-    score_sum = jnp.sum(weight * exponent, axis=-1)
-    if sink is not None:
-        score_sum += jnp.where(empty, 0, jnp.exp(sink) * sink)
-    first = jnp.sum(jnp.where(index.k == 0, weight, 0), axis=-1)
-    distance = jnp.sum(weight * jnp.abs(index.q - index.k), axis=-1)
-    log_total = jnp.log(total)
-    stats = AttentionStats(
-        logsumexp=jnp.where(empty, MASKED, log_total + shift),
-        max_logit=largest,
-        entropy=jnp.where(empty, 0, log_total - score_sum / total),
-        sink_mass=first / total,
-        distance=distance / total,
-    )
-    return (out, *(x.astype(jnp.float32) for x in stats)), finite
+    return (jnp.moveaxis(out, 1, 2).astype(given.q.dtype), *stats), finite
 
 
 def _dots(precision: Any, inputs: _Inputs, dtype: jnp.dtype) -> Array:
