@@ -26,11 +26,11 @@ from attnjax.ops.kernels.programs import Part, Tile, TileProgram, letters, part
 _SHAPING = frozenset({"broadcast_in_dim", "copy", "reshape", "squeeze", "stop_gradient"})
 # fmt: off
 _KNOWN = _SHAPING | frozenset({
-    "abs", "add", "add_any", "and", "clamp", "convert_element_type", "cos", "custom_jvp_call", "div", "eq",
-    "erf", "exp", "exp2", "ge", "gt", "integer_pow", "iota", "le", "log", "logistic", "lt", "max",
-    "min", "mul", "ne", "neg", "not", "or", "rem", "rsqrt", "select_n", "shift_left",
-    "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "square", "sub",
-    "tanh", "xor",
+    "abs", "add", "add_any", "and", "clamp", "convert_element_type", "cos", "custom_jvp_call",
+    "div", "eq", "erf", "exp", "exp2", "ge", "gt", "integer_pow", "iota", "le", "log", "logistic",
+    "lt", "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "rem", "rsqrt",
+    "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin",
+    "sqrt", "square", "sub", "tanh", "xor",
 })
 # fmt: on
 
@@ -82,7 +82,7 @@ def with_pull(program: TileProgram, tile: Tile) -> TileProgram:
     """Returns a program `(dots, d_scores) -> (scores, d_dots)` from one `dots -> scores`."""
     block = jax.ShapeDtypeStruct(tile.shape, jnp.float32)
 
-    def both(dots: Array, d_scores: Array, *rest: Array) -> tuple[Array, Array]:
+    def both(dots: Array, d_scores: Array, *rest: Array) -> Any:
         run = jaxpr_as_fun(program.closed)
         scores, pull = jax.vjp(lambda x: run(x, *rest)[0], dots)
         return scores, pull(d_scores)[0]
@@ -224,7 +224,18 @@ def _integer_pow(x: Array, *, y: int) -> Array:
     return result if y >= 0 else 1 / result
 
 
-_SPECIAL = {"add_any": jax.lax.add, "integer_pow": _integer_pow, "tanh": _tanh}
+def _sqrt(x: Array, **_: Any) -> Array:
+    return jnp.where(x == 0, x, x * jax.lax.rsqrt(x))
+
+
+# What some version of Mosaic GPU lacks, or has in a form that is not enough.
+_SPECIAL: dict[str, Callable[..., Array]] = {
+    "add_any": jax.lax.add,
+    "integer_pow": _integer_pow,
+    "one_minus_square": lambda x, **_: 1 - x * x,
+    "sqrt": _sqrt,
+    "tanh": _tanh,
+}
 
 
 def _alike(values: Sequence[Array]) -> list[Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +66,27 @@ def attend(
       The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
     """
     tiling = make_tiling(problem, block_q, block_k, block_n, streams)
+    run, arrays = operation(problem, tiling)
+    out, *rows = run(*arrays)
+    if not problem.stats:
+        return out, None
+    logsumexp, entropy, max_logit, sink_mass, distance = (x.astype(jnp.float32) for x in rows)
+    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+
+
+def operation(
+    problem: Problem, tiling: Tiling
+) -> tuple[Callable[..., tuple[Array, ...]], Arguments]:
+    """Splits a call into a function and all its arrays, for kernels that borrow its derivatives.
+
+    Args:
+      problem: the call; no axis may be empty.
+      tiling: the tiles.
+
+    Returns:
+      A function of the arrays that holds none itself. It gives the output `[B, T, N, D]` and, with
+      statistics, logsumexp, entropy, max_logit, sink_mass and distance `[B, N, T]`. And the arrays.
+    """
     dtype = problem.accumulation_dtype
     dropout = problem.dropout
     settings = None if dropout is None else (dropout.rate, dropout.shared)
@@ -82,7 +104,7 @@ def attend(
     )
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (problem.q, problem.k, problem.v))
     by_query, by_key = make_schedules(problem.mask, tiling, apart=problem.stats)
-    arguments = _Arguments(
+    arguments = Arguments(
         q=q,
         k=k,
         v=v,
@@ -93,7 +115,7 @@ def attend(
         by_query=by_query,
         by_key=by_key,
     )
-    flat, structure = jax.tree.flatten(arguments)
+    structure = jax.tree.structure(arguments)
     # The kernel must not hold the caller's arrays, for it outlives the trace that they belong to.
     op = differentiable(
         functools.partial(_forward, kernel.bare(), structure),
@@ -101,18 +123,17 @@ def attend(
         num_smooth=3 if problem.stats else 1,
         refusal=_REFUSAL,
     )
-    out, *rows = op(*flat)
     B, T, N, D = (problem.sizes[a] for a in "BTND")
-    out = jnp.moveaxis(out.reshape(B, N, T, D), 1, 2)
-    if not problem.stats:
-        return out, None
-    logsumexp, entropy, max_logit, sink_mass, distance = (
-        x.reshape(B, N, T).astype(jnp.float32) for x in rows
-    )
-    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+
+    def run(*arrays: Any) -> tuple[Array, ...]:
+        out, *rows = op(*jax.tree.leaves(arrays))
+        out = jnp.moveaxis(out.reshape(B, N, T, D), 1, 2)
+        return (out, *(x.reshape(B, N, T) for x in rows))
+
+    return run, arguments
 
 
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
     """Everything that the kernel computes with; q, k and v as `[B, K, (G,) time, width]`."""
 
     q: Array
@@ -165,7 +186,7 @@ class _Kernel:
         """Returns the kernel without the arrays of its programs."""
         return dataclasses.replace(self, scores=self.scores.bare(), mask=self.mask.bare())
 
-    def bind(self, arguments: _Arguments) -> _Kernel:
+    def bind(self, arguments: Arguments) -> _Kernel:
         """Returns the kernel with the arrays of its programs taken from the arguments."""
         return dataclasses.replace(
             self,
@@ -173,7 +194,7 @@ class _Kernel:
             mask=self.mask.with_arrays(arguments.mask),
         )
 
-    def inputs(self, arguments: _Arguments) -> _Inputs:
+    def inputs(self, arguments: Arguments) -> _Inputs:
         """Prepares queries, keys and values for matrix products."""
         tiling = self.tiling
         q, k, v = (x.astype(matmul_dtype(x.dtype)) for x in (arguments.q, arguments.k, arguments.v))
@@ -317,7 +338,7 @@ def _forward(
     kernel: _Kernel, structure: Any, flat: tuple[Array, ...]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Computes outputs and statistics; the residuals are what the backward pass reuses."""
-    arguments: _Arguments = jax.tree.unflatten(structure, flat)
+    arguments: Arguments = jax.tree.unflatten(structure, flat)
     kernel = kernel.bind(arguments)
     t, dtype = kernel.tiling, kernel.dtype
     inputs = kernel.inputs(arguments)
@@ -410,7 +431,7 @@ def _place(n: Array, groups: int, blocks: int) -> tuple[Array, Array | int, Arra
 
 def _update(
     kernel: _Kernel,
-    arguments: _Arguments,
+    arguments: Arguments,
     inputs: _Inputs,
     q: Array,
     state: _Softmax,
@@ -540,8 +561,8 @@ def _backward(
     wanted: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """Computes the cotangents of everything that is wanted, from recomputed blocks."""
-    arguments: _Arguments = jax.tree.unflatten(structure, flat)
-    want: _Arguments = jax.tree.unflatten(structure, wanted)
+    arguments: Arguments = jax.tree.unflatten(structure, flat)
+    want: Arguments = jax.tree.unflatten(structure, wanted)
     kernel = kernel.bind(arguments)
     t, dtype = kernel.tiling, kernel.dtype
     inputs = kernel.inputs(arguments)
@@ -677,7 +698,7 @@ def _row_terms(
 
 def _pull_back(
     kernel: _Kernel,
-    arguments: _Arguments,
+    arguments: Arguments,
     inputs: _Inputs,
     rows: _Rows,
     sums: tuple,

@@ -7,6 +7,8 @@ inputs give the same bits. Source: Dao, "FlashAttention-2" (2023).
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ from jaxtyping import Array, Float
 
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
-from attnjax.ops.softmax.gpu_call import Inputs, Pass, Tables, allowed, take_turns
+from attnjax.ops.softmax.gpu_call import Inputs, Pass, Refs, Tables, allowed, take_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +29,15 @@ class Backward:
       view: tiles and programs.
       slots: buffers in the ring.
       only_scaled: whether scores are scaled dot products and nothing else.
-      wide: whether gradients are returned in float32.
       interpret: whether to run in the interpreter.
+      sums: `kv`, or `k` or `v` alone: which cotangents the kernel for keys computes.
     """
 
     view: Pass
     slots: int
     only_scaled: bool
-    wide: bool
     interpret: bool
+    sums: str = "kv"
 
 
 class RowTerms(NamedTuple):
@@ -45,13 +47,13 @@ class RowTerms(NamedTuple):
       d_out: cotangent of the output, times a power of two that keeps products in range.
       logsumexp: in base 2; plus infinity where a row is empty, so that its weights vanish.
       delta: what all scores of a row have in common, times the same.
-      factors: what gradients of queries and keys, and those of values, are multiplied by.
+      factors: what the gradients of queries, keys and values are multiplied by.
     """
 
     d_out: Float[Array, "B T N D"]
     logsumexp: Float[Array, "B N T"]
     delta: Float[Array, "B N T"]
-    factors: Float[Array, "2"]
+    factors: Float[Array, "3"]
 
 
 def _start(
@@ -83,7 +85,7 @@ def d_queries(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) ->
       tables: schedule by query and operands.
 
     Returns:
-      The cotangent, in the dtype of the queries or in float32.
+      The cotangent, in the dtype of the queries.
     """
     (B, _, N, H), dtype = inputs.q.shape, inputs.q.dtype
     t, W, slots = call.view.tile, call.view.groups, call.slots
@@ -94,17 +96,18 @@ def d_queries(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) ->
         _queries_kernel(call, given, refs[-1], scratch)
 
     body.__name__ = "attnjax_d_queries"
-    wide = jnp.dtype(jnp.float32) if call.wide else dtype
     (dq,) = mgpu.call(
         body,
         flat,
-        out=[jax.ShapeDtypeStruct(inputs.q.shape, wide)],
+        out=[jax.ShapeDtypeStruct(inputs.q.shape, dtype)],
         scratch={
             "q": mgpu.matrix(W, t.block_q, H, dtype=dtype),
             "d_out": mgpu.matrix(W, t.block_q, H, dtype=dtype),
             "k": mgpu.matrix(slots, t.block_k, H, dtype=dtype),
             "v": mgpu.matrix(slots, t.block_k, H, dtype=dtype),
-            "staging": mgpu.matrix(W, t.block_q, t.block_k, dtype=dtype) if call.interpret else None,
+            "staging": mgpu.matrix(W, t.block_q, t.block_k, dtype=dtype)
+            if call.interpret
+            else None,
             "own": mgpu.barriers(W, 2),
             "k_ready": mgpu.barriers(slots),
             "v_ready": mgpu.barriers(slots),
@@ -117,7 +120,7 @@ def d_queries(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) ->
     return dq
 
 
-def _queries_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[str, Any]) -> None:
+def _queries_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
     view = call.view
     t, W, slots = view.tile, view.groups, jnp.int32(call.slots)
     h, row, b = (jax.lax.axis_index(a) for a in "xyz")
@@ -147,10 +150,10 @@ def _queries_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dic
             place = gpu_parts.Place(b, h, first, refs["order"][at, row, n] * t.block_k)
             mgpu.barrier_wait(scratch["k_ready"].at[slot])
             dots = mgpu.product(q, mgpu.transposed(k))
+            tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 0), partial)
             mgpu.barrier_wait(scratch["v_ready"].at[slot])
             slope = mgpu.product(d_out, mgpu.transposed(v)) - mgpu.across(delta, t.shape, 0)
-            wide = mgpu.across(logsumexp, t.shape, 0)
-            _, d_dots = _d_scores(call, refs, place, dots, wide, slope, partial=partial)
+            d_dots = _d_dots(call, refs, place, tile, slope)
             dq = mgpu.accumulate(dq, d_dots.astype(q.dtype), k, _staging(scratch, group))
             mgpu.barrier_arrive(scratch["used"].at[slot])
             return dq
@@ -174,9 +177,7 @@ def _queries_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dic
         _feed(call.slots, visited, fetch, scratch["used"])
 
 
-def d_keys(
-    call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables
-) -> tuple[Array, Array]:
+def d_keys(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) -> tuple[Array, Array]:
     """Computes the cotangents of the keys and of the values, `[B, S', K, H]`.
 
     Args:
@@ -188,6 +189,16 @@ def d_keys(
     Returns:
       The cotangents, in the dtype of the keys.
     """
+    if call.view.crowded:
+        # Both sums and the scores of a score_mod do not fit into the registers.
+        alone = (dataclasses.replace(call, sums=name) for name in "kv")
+        (dk,), (dv,) = (_d_keys(one, inputs, rows, tables) for one in alone)
+    else:
+        dk, dv = _d_keys(call, inputs, rows, tables)
+    return dk, dv
+
+
+def _d_keys(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) -> Sequence[Array]:
     (B, _, K, H), dtype = inputs.k.shape, inputs.k.dtype
     t, W, slots = call.view.tile, call.view.groups, call.slots
     flat, structure = _start(call, inputs, rows, tables)
@@ -197,10 +208,10 @@ def d_keys(
         _keys_kernel(call, given, refs[len(flat) :], scratch)
 
     body.__name__ = "attnjax_d_keys"
-    dk, dv = mgpu.call(
+    return mgpu.call(
         body,
         flat,
-        out=[jax.ShapeDtypeStruct(inputs.k.shape, dtype)] * 2,
+        out=[jax.ShapeDtypeStruct(inputs.k.shape, dtype)] * len(call.sums),
         scratch={
             "k": mgpu.matrix(W, t.block_k, H, dtype=dtype),
             "v": mgpu.matrix(W, t.block_k, H, dtype=dtype),
@@ -208,7 +219,9 @@ def d_keys(
             "d_out": mgpu.matrix(slots, t.block_q, H, dtype=dtype),
             "logsumexp": mgpu.vector(slots, t.block_q),
             "delta": mgpu.vector(slots, t.block_q),
-            "staging": mgpu.matrix(W, t.block_k, t.block_q, dtype=dtype) if call.interpret else None,
+            "staging": mgpu.matrix(W, t.block_k, t.block_q, dtype=dtype)
+            if call.interpret
+            else None,
             "own": mgpu.barriers(W, 2),
             "q_ready": mgpu.barriers(slots, 2),
             "d_out_ready": mgpu.barriers(slots, 2),
@@ -218,10 +231,9 @@ def d_keys(
         threads=W + 1,
         interpret=call.interpret,
     )
-    return dk, dv
 
 
-def _keys_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[str, Any]) -> None:
+def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
     view = call.view
     t, W, slots = view.tile, view.groups, jnp.int32(call.slots)
     kv, row, b = (jax.lax.axis_index(a) for a in "xyz")
@@ -243,7 +255,7 @@ def _keys_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[s
         mgpu.barrier_wait(scratch["own"].at[group])
 
         def visit(n: Array, carry: Any, *, g: Array, partial: bool) -> Any:
-            dk, dv = carry
+            sums = dict(carry)
             slot = jax.lax.rem(g * visited + n, slots)
             q, d_out = scratch["q"].at[slot], scratch["d_out"].at[slot]
             h = kv * heads + g
@@ -251,33 +263,32 @@ def _keys_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[s
             mgpu.barrier_wait(scratch["q_ready"].at[slot])
             dots = mgpu.product(k, mgpu.transposed(q))
             logsumexp = mgpu.load(scratch["logsumexp"].at[slot], mgpu.COLUMNS)
+            tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 1), partial)
             mgpu.barrier_wait(scratch["d_out_ready"].at[slot])
-            slope = mgpu.product(v, mgpu.transposed(d_out))
-            delta = mgpu.load(scratch["delta"].at[slot], mgpu.COLUMNS)
-            slope -= mgpu.across(delta, t.shape, 1)
-            wide = mgpu.across(logsumexp, t.shape, 1)
-            weight, d_dots = _d_scores(call, refs, place, dots, wide, slope, partial=partial)
             staging = _staging(scratch, group)
-            dv = mgpu.accumulate(dv, weight.astype(k.dtype), d_out, staging)
-            dk = mgpu.accumulate(dk, d_dots.astype(k.dtype), q, staging)
+            if "v" in sums:
+                weight = tile.weight.astype(k.dtype)
+                sums["v"] = mgpu.accumulate(sums["v"], weight, d_out, staging)
+            if "k" in sums:
+                slope = mgpu.product(v, mgpu.transposed(d_out))
+                delta = mgpu.load(scratch["delta"].at[slot], mgpu.COLUMNS)
+                d_dots = _d_dots(call, refs, place, tile, slope - mgpu.across(delta, t.shape, 1))
+                sums["k"] = mgpu.accumulate(sums["k"], d_dots.astype(k.dtype), q, staging)
             mgpu.barrier_arrive(scratch["used"].at[slot])
-            return dk, dv
+            return sums
 
         def head(g: Array, carry: Any) -> Any:
-            carry = jax.lax.fori_loop(
-                0, full, lambda n, c: visit(n, c, g=g, partial=False), carry
-            )
+            carry = jax.lax.fori_loop(0, full, lambda n, c: visit(n, c, g=g, partial=False), carry)
             return jax.lax.fori_loop(
                 full, visited, lambda n, c: visit(n, c, g=g, partial=True), carry
             )
 
         zero = mgpu.full((t.block_k, H), 0.0, mgpu.TILE)
-        if heads == 1:
-            dk, dv = head(jnp.int32(0), (zero, zero))
-        else:
-            dk, dv = jax.lax.fori_loop(0, heads, head, (zero, zero))
-        _write(out[0].at[b, span, kv], dk * refs["factors"][0], k)
-        _write(out[1].at[b, span, kv], dv * refs["factors"][1], v)
+        sums = dict.fromkeys(call.sums, zero)
+        sums = head(jnp.int32(0), sums) if heads == 1 else jax.lax.fori_loop(0, heads, head, sums)
+        for ref, name in zip(out, call.sums, strict=True):
+            factor = refs["factors"]["qkv".index(name)]
+            _write(ref.at[b, span, kv], sums[name] * factor, scratch[name].at[group])
 
     @pl.when(group == W)
     def _() -> None:
@@ -296,46 +307,63 @@ def _keys_kernel(call: Backward, refs: dict[str, Any], out: Any, scratch: dict[s
         _feed(call.slots, visited * heads, fetch, scratch["used"])
 
 
-def _d_scores(
+class _Weights(NamedTuple):
+    """Weights of a tile, 0 where the mask hides them.
+
+    Attributes:
+      weight: the weights.
+      scaled: the scaled dot products, where score_mods change them, else None.
+    """
+
+    weight: Array
+    scaled: Array | None
+
+
+def _weights(
     call: Backward,
-    refs: dict[str, Any],
+    refs: Refs,
     place: gpu_parts.Place,
     dots: Array,
     logsumexp: Array,
-    slope: Array,
-    *,
     partial: bool,
-) -> tuple[Array, Array]:
-    """Returns the weights of a tile, and the cotangent of its scaled dot products."""
+) -> _Weights:
     view, scale = call.view, refs["scores"][0][0, 0]
+    scaled = None
     if call.only_scaled:
         score = dots * (scale * mgpu.LOG2_E)
     else:
-        # The scale is taken out of the gradient of dot products, and put back at the end.
-        read = (refs["scores"], view.tile, place, {0: jnp.float32(1)})
         scaled = dots * scale
-        (score,) = gpu_parts.run(view.scores, (scaled,), *read)
-        score = score * mgpu.LOG2_E
+        (score,) = gpu_parts.run(view.scores, (scaled,), *_reading(call, refs, place))
+        score *= mgpu.LOG2_E
     weight = jnp.exp2(score - logsumexp)
-    d_score = weight * slope
     if partial:
-        seen = allowed(view, refs["mask"], place)
-        weight = jnp.where(seen, weight, 0.0)
-        d_score = jnp.where(seen, d_score, 0.0)
-    if not call.only_scaled:
-        _, d_score = gpu_parts.run(view.pulled, (scaled, d_score), *read)
-    return weight, d_score
+        weight = jnp.where(allowed(view, refs["mask"], place), weight, 0.0)
+    return _Weights(weight, scaled)
 
 
-def _staging(scratch: dict[str, Any], group: Array) -> Any:
+def _d_dots(
+    call: Backward, refs: Refs, place: gpu_parts.Place, tile: _Weights, slope: Array
+) -> Array:
+    """Returns the cotangent of a tile's scaled dot products."""
+    # Where the mask hides a score its weight is 0, and the slope is finite.
+    d_score = tile.weight * slope
+    if tile.scaled is None:
+        return d_score
+    pulled = (tile.scaled, d_score)
+    return gpu_parts.run(call.view.pulled, pulled, *_reading(call, refs, place))[1]
+
+
+def _reading(call: Backward, refs: Refs, place: gpu_parts.Place) -> tuple[Any, ...]:
+    # Tiles are scaled before, so that gradients leave the scale out, which is put back at the end.
+    return refs["scores"], call.view.tile, place, {0: jnp.float32(1)}
+
+
+def _staging(scratch: Refs, group: Array) -> Any:
     return None if scratch["staging"] is None else scratch["staging"].at[group]
 
 
 def _write(out: Any, result: Array, buffer: Any) -> None:
     """Writes a result through a buffer in shared memory that is no longer needed."""
-    if out.dtype != buffer.dtype:
-        out[...] = result
-        return
     buffer[...] = result.astype(buffer.dtype)
     mgpu.commit_smem()
     mgpu.copy_smem_to_gmem(buffer, out)
@@ -345,7 +373,7 @@ def _write(out: Any, result: Array, buffer: Any) -> None:
 def _feed(slots: int, count: Array, fetch: Any, used: Any) -> None:
     """Fetches what `count` visits need into a ring of buffers."""
     for n in range(slots):
-        pl.when(n < count)(lambda n=n: fetch(jnp.int32(n), jnp.int32(n)))
+        pl.when(n < count)(functools.partial(fetch, jnp.int32(n), jnp.int32(n)))
 
     def refill(n: Array, _: None) -> None:
         slot = jax.lax.rem(n, jnp.int32(slots))

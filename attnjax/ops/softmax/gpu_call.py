@@ -20,6 +20,9 @@ from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.tiles import Tiling
 from attnjax.typing import is_concrete
 
+Refs = dict[str, Any]
+"""References by name."""
+
 
 class Rows(NamedTuple):
     """Which blocks each row of blocks visits, or each column.
@@ -42,6 +45,7 @@ class Pass:
       groups: warpgroups that compute, each on rows of its own.
       scores, mask: programs on a tile, without arrays.
       pulled: the program of the scores with its derivative; see `gpu_parts.with_pull`.
+      width: the head width.
     """
 
     tile: Tile
@@ -49,6 +53,12 @@ class Pass:
     scores: TileProgram
     mask: TileProgram
     pulled: TileProgram
+    width: int
+
+    @property
+    def crowded(self) -> bool:
+        """Whether tiles of scores need registers beside wide sums, for score_mods."""
+        return self.width > 64 and len(self.scores.closed.jaxpr.eqns) > 1
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -102,7 +112,7 @@ def make_pass(problem: Problem, block_q: int, block_k: int, groups: int, rows: s
     gpu_parts.check(scores, "score_mod")
     gpu_parts.check(pulled, "derivative of the score_mod")
     gpu_parts.check(mask, "mask")
-    return Pass(tile, groups, scores, mask, pulled)
+    return Pass(tile, groups, scores, mask, pulled, size["H"])
 
 
 def make_rows(mask: Mask, view: Pass) -> Rows:

@@ -8,6 +8,7 @@ others compute, each on 64 queries of its own. Exponents are in base 2. Sources:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,7 +19,15 @@ from jaxtyping import Array
 from attnjax.numerics import MASKED
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
-from attnjax.ops.softmax.gpu_call import Inputs, Pass, Tables, allowed, spoiled_blocks, take_turns
+from attnjax.ops.softmax.gpu_call import (
+    Inputs,
+    Pass,
+    Refs,
+    Tables,
+    allowed,
+    spoiled_blocks,
+    take_turns,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +115,7 @@ def forward(
     return out, logsumexp
 
 
-def _kernel(call: Forward, refs: dict[str, Any], out: Any, scratch: dict[str, Any]) -> None:
+def _kernel(call: Forward, refs: Refs, out: Any, scratch: Refs) -> None:
     view = call.view
     h, row, b = (jax.lax.axis_index(a) for a in "xyz")
     # Later rows of a causal mask are longer: they start first, so that none is left for the end.
@@ -134,7 +143,7 @@ def _kernel(call: Forward, refs: dict[str, Any], out: Any, scratch: dict[str, An
                 )
 
         for n in range(call.slots):
-            pl.when(n < visited)(lambda n=n: fetch(jnp.int32(n), jnp.int32(n)))
+            pl.when(n < visited)(functools.partial(fetch, jnp.int32(n), jnp.int32(n)))
 
         def refill(n: Array, _: None) -> None:
             slot = jax.lax.rem(n, jnp.int32(call.slots))
@@ -147,9 +156,9 @@ def _kernel(call: Forward, refs: dict[str, Any], out: Any, scratch: dict[str, An
 
 def _compute(
     call: Forward,
-    refs: dict[str, Any],
+    refs: Refs,
     out: Any,
-    scratch: dict[str, Any],
+    scratch: Refs,
     where: tuple[Array, ...],
     at: Array,
     full: Array,
