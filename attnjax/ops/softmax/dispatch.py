@@ -11,7 +11,7 @@ from jaxtyping import Array
 from attnjax.masks import Mask
 from attnjax.numerics import MASKED
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.softmax import blockwise, reference, vendor
+from attnjax.ops.softmax import blockwise, gpu, reference, vendor
 from attnjax.ops.softmax.cost import Blocks, Cost, blockwise_cost, count_blocks, reference_cost
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
@@ -26,17 +26,21 @@ class Implementation(NamedTuple):
       check: raises NotImplementedError with the reason if this implementation can't.
       cost: what it costs.
       preferred: whether None may choose it; the reference is for checking only.
+      notes: what else to know of a call.
     """
 
     attend: Callable[[Problem], tuple[Array, AttentionStats | None]]
     check: Callable[[Problem], None]
     cost: Callable[[Problem, Blocks], Cost]
     preferred: bool = True
+    notes: Callable[[Problem], tuple[str, ...]] = lambda problem: ()
 
 
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
+    # After cuDNN as long as no GPU has run it: it is compiled and interpreted only.
+    "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, notes=gpu.notes),
     "blockwise": Implementation(blockwise.attend, anything, blockwise_cost),
     "reference": Implementation(reference.attend, anything, reference_cost, preferred=False),
 }
@@ -74,7 +78,7 @@ def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> 
       The plan.
     """
     name, reasons = choose(IMPLEMENTATIONS, problem, implementation)
-    notes = []
+    notes = [*IMPLEMENTATIONS[name].notes(problem)]
     if problem.user_functions:
         notes.append(
             "a function of yours takes part: outside jax.jit every call compiles anew, because "
