@@ -39,7 +39,16 @@ IMPLEMENTATIONS: dict[str, tuple[dict[str, int], ...]] = {
         {"block_q": 5, "block_k": 8},
         {"block_q": 512, "block_k": 512},
     ),
+    "tpu": (
+        {"block_q": 4, "block_k": 4},
+        {"block_q": 4, "block_k": 8, "block_q_backward": 6, "block_k_backward": 3},
+        {"block_q": 8, "block_k": 4, "block_q_backward": 3, "block_k_backward": 6},
+        {"block_q": 128, "block_k": 128},
+    ),
 }
+
+# Those whose kernels run in an interpreter where their device is not at hand.
+KERNELS = {"tpu": "tpu"}
 
 
 class Case(NamedTuple):
@@ -91,6 +100,18 @@ def cases(draw: Draw, sizes: st.SearchStrategy[Sizes] = SIZES, depth: int = 3) -
 
 def implementation(name: str, **options: int) -> Attend:
     """Returns a call of one implementation, with options that the public call does not have."""
+    attend = _implementation(name, **options)
+    if KERNELS.get(name, jax.default_backend()) == jax.default_backend():
+        return attend
+
+    def emulated(*arrays: jax.Array, **arguments: Any) -> tuple[jax.Array, attnjax.AttentionStats]:
+        with attnjax.emulate(KERNELS[name]):
+            return attend(*arrays, **arguments)
+
+    return emulated
+
+
+def _implementation(name: str, **options: int) -> Attend:
     if not options:
         return functools.partial(attnjax.attention, implementation=name, stats=True)
 

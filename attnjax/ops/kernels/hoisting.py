@@ -137,7 +137,11 @@ def _program(
             kept.append(eqn)
             needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
     changed = jaxpr.replace(
-        constvars=[], invars=list(invars), outvars=list(outvars), eqns=kept[::-1], debug_info=None
+        constvars=[],
+        invars=list(invars),
+        outvars=list(outvars),
+        eqns=kept[::-1],
+        debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     return ClosedJaxpr(changed, [])
 

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from attnjax.masks import EMPTY, FULL, Mask
+from attnjax.masks import EMPTY, FULL, PARTIAL, Mask
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.tiles import Tiling
 from attnjax.typing import is_concrete
 
 # Of the 1 MiB of scalar memory of a TPU core; a step takes 4 bytes, a row of ranges 8.
 BUDGET = 512 * 1024
+# A FULL block whose keys come after its queries, where a schedule tells them apart.
+FULL_AFTER = FULL + 1
 _POSITION_BITS = 13
 MOST_BLOCKS = 2**_POSITION_BITS
 
@@ -36,7 +38,7 @@ class Step(NamedTuple):
     Attributes:
       row: the block whose sums are being made.
       column: the other block.
-      kind: EMPTY (nothing to compute), PARTIAL (apply the mask) or FULL.
+      kind: EMPTY (nothing to compute), PARTIAL (apply the mask), FULL or FULL_AFTER.
       first: whether it is the row's first step.
       last: whether it is the row's last step.
     """
@@ -56,11 +58,13 @@ class Shape:
       count: number of steps per batch element and head.
       width: 0 for a list of steps; for ranges, the number of steps of each row.
       batched: whether batch elements have schedules of their own.
+      apart: for a schedule that tells FULL_AFTER from FULL, the block sizes of rows and columns.
     """
 
     count: int
     width: int
     batched: bool
+    apart: tuple[int, int] | None = None
 
 
 class Steps(NamedTuple):
@@ -98,17 +102,24 @@ def read(shape: Shape, words: Any, b: Array, s: Array) -> Step:
     start, count = visited >> 15, visited & low
     column = start + jnp.minimum(n, jnp.maximum(count - 1, 0))
     inside = (column >= full >> 15) & (column < (full >> 15) + (full & low))
-    kind = jnp.where(n < count, jnp.where(inside, FULL, 1), EMPTY)
+    kind = jnp.where(n < count, jnp.where(inside, FULL, PARTIAL), EMPTY)
+    if shape.apart is not None:
+        after = (kind == FULL) & (column * shape.apart[1] > row * shape.apart[0])
+        kind = jnp.where(after, FULL_AFTER, kind)
     return Step(row, column, kind, jnp.where(n == 0, 1, 0), jnp.where(n == shape.width - 1, 1, 0))
 
 
-def make_steps(mask: Mask, tiling: Tiling, *, by: str, budget: int = BUDGET) -> Steps:
+def make_steps(
+    mask: Mask, tiling: Tiling, *, by: str, apart: bool = False, budget: int = BUDGET
+) -> Steps:
     """Lists the steps of a kernel, for static masks on the host, for others in the trace.
 
     Args:
       mask: the mask.
       tiling: the tiles, of one batch element.
       by: `T` if rows are blocks of queries, `S` if they are blocks of keys.
+      apart: whether a FULL block must have all its keys on one side of all its queries, and which
+        side is told; for `by="T"`.
       budget: most bytes of scalar memory that the schedule may take.
 
     Returns:
@@ -119,7 +130,8 @@ def make_steps(mask: Mask, tiling: Tiling, *, by: str, budget: int = BUDGET) -> 
     """
     assert tiling.block_b == 1, "kernels visit one batch element at a time"
     host = is_concrete(*mask.leaves())
-    kinds: Any = tile_kinds(mask, tiling, host=host)
+    kinds: Any = tile_kinds(mask, tiling, host=host, apart=apart)
+    blocks = (tiling.block_q, tiling.block_k) if apart else None
     if by == "S":
         kinds = kinds.swapaxes(1, 2)
     batch, rows, columns = kinds.shape
@@ -134,15 +146,19 @@ def make_steps(mask: Mask, tiling: Tiling, *, by: str, budget: int = BUDGET) -> 
     else:
         count = rows * columns
     if batch * count * 4 <= budget:
+        if blocks is not None:
+            xp: Any = np if host else jnp
+            q, k = xp.arange(rows)[:, None] * blocks[0], xp.arange(columns) * blocks[1]
+            kinds = xp.where((kinds == FULL) & (k > q), xp.int8(FULL_AFTER), kinds)
         words = _list(kinds, count) if host else _list_in_trace(kinds, count)
-        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1))
+        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1, blocks))
     if batch * rows * 8 > budget:
         raise NotImplementedError(
             f"a schedule of {batch} x {rows} rows of blocks takes more than {budget} bytes of "
             "scalar memory. Use larger blocks, or shard the batch."
         )
     words, width = _ranges(kinds)
-    return Steps(jnp.asarray(words), Shape(rows * width, width, batch > 1))
+    return Steps(jnp.asarray(words), Shape(rows * width, width, batch > 1, blocks))
 
 
 def _list(kinds: np.ndarray, count: int) -> np.ndarray:

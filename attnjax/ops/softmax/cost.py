@@ -11,8 +11,10 @@ import numpy as np
 from attnjax.masks import EMPTY, FULL, Mask
 from attnjax.numerics import matmul_dtype
 from attnjax.ops.schedule import tile_kinds
+from attnjax.ops.softmax import tpu
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.tiling import make_tiling
+from attnjax.ops.tiles import Tiling
 from attnjax.typing import is_concrete
 
 
@@ -50,17 +52,17 @@ class Cost(NamedTuple):
     temporaries_backward: int
 
 
-def count_blocks(mask: Mask, problem: Problem) -> Blocks:
-    """Counts the blocks that `blockwise` visits.
+def count_blocks(mask: Mask, tiling: Tiling) -> Blocks:
+    """Counts the blocks that an implementation visits.
 
     Args:
       mask: the caller's own mask, whose arrays may be known although those of the problem are not.
-      problem: the call.
+      tiling: the implementation's tiles.
 
     Returns:
       The counts.
     """
-    t = make_tiling(problem)
+    t = tiling
     batches, _, nq, nk = t.counts
     total = batches * nq * nk
     if not is_concrete(*mask.leaves()):
@@ -88,6 +90,26 @@ def blockwise_cost(problem: Problem, blocks: Blocks) -> Cost:
         _bytes_moved(problem),
         finite + 3 * tile * wide,
         finite + columns + sums + 6 * tile * wide,
+    )
+
+
+def tpu_cost(problem: Problem, blocks: Blocks) -> Cost:
+    """Costs of the TPU kernels; where the blocks are not known, of visiting all of them."""
+    size, tiling = problem.sizes, tpu.tiling(problem)
+    visited = blocks.total if blocks.visited is None else blocks.visited
+    products = 2 * visited * size["N"] * tiling.block_q * tiling.block_k
+    rows, keys = size["B"] * size["N"] * size["T"], size["B"] * size["K"] * size["S"]
+    width = problem.q.dtype.itemsize
+    finite = width * (rows * size["H"] + keys * (size["H"] + size["D"]))
+    # Outputs before they are moved to [B, T, N, D], and eight numbers per row.
+    out = width * rows * size["D"] + 32 * rows
+    return Cost(
+        blocks,
+        products * (size["H"] + size["D"]),
+        products * (4 * size["H"] + 3 * size["D"]),
+        _bytes_moved(problem),
+        finite + out,
+        2 * (finite + out),
     )
 
 

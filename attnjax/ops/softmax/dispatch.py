@@ -11,11 +11,20 @@ from jaxtyping import Array
 from attnjax.masks import Mask
 from attnjax.numerics import MASKED
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.softmax import blockwise, gpu, reference, vendor
-from attnjax.ops.softmax.cost import Blocks, Cost, blockwise_cost, count_blocks, reference_cost
+from attnjax.ops.softmax import blockwise, gpu, reference, tpu, vendor
+from attnjax.ops.softmax.cost import (
+    Blocks,
+    Cost,
+    blockwise_cost,
+    count_blocks,
+    reference_cost,
+    tpu_cost,
+)
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.tiling import make_tiling
+from attnjax.ops.tiles import Tiling
 
 
 class Implementation(NamedTuple):
@@ -26,6 +35,7 @@ class Implementation(NamedTuple):
       check: raises NotImplementedError with the reason if this implementation can't.
       cost: what it costs.
       preferred: whether None may choose it; the reference is for checking only.
+      tiling: the tiles by which its blocks are counted.
       notes: what else to know of a call.
     """
 
@@ -33,11 +43,13 @@ class Implementation(NamedTuple):
     check: Callable[[Problem], None]
     cost: Callable[[Problem, Blocks], Cost]
     preferred: bool = True
+    tiling: Callable[[Problem], Tiling] = make_tiling
     notes: Callable[[Problem], tuple[str, ...]] = lambda problem: ()
 
 
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "tpu": Implementation(tpu.attend, tpu.check, tpu_cost, tiling=tpu.tiling),
     "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
     # After cuDNN as long as no GPU has run it: it is compiled and interpreted only.
     "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, notes=gpu.notes),
@@ -89,7 +101,7 @@ def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> 
         blocks = Blocks(0, 0, 0)
         notes.append("an axis is empty: the result is known without computing")
     else:
-        blocks = count_blocks(mask, problem)
+        blocks = count_blocks(mask, IMPLEMENTATIONS[name].tiling(problem))
     return Plan(name, reasons, IMPLEMENTATIONS[name].cost(problem, blocks), tuple(notes))
 
 

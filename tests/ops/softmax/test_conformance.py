@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from tests.conformance import IMPLEMENTATIONS, Case, cases, check, implementation
+from tests.conformance import IMPLEMENTATIONS, KERNELS, Case, cases, check, implementation
 
 SHARES = [(jnp.float32, n) for n in range(4)] + [(jnp.bfloat16, n) for n in range(4, 6)]
 
@@ -24,6 +24,10 @@ def test_values_and_all_gradients(name: str, dtype: Any, share: int) -> None:
     @settings(max_examples=settings.default.max_examples // 4 + 1)
     @given(case=cases(), options=st.sampled_from(IMPLEMENTATIONS[name]))
     def drawn(case: Case, options: dict[str, int]) -> None:
-        check(implementation(name, **options), case, dtype)
+        try:
+            check(implementation(name, **options), case, dtype)
+        except NotImplementedError as error:
+            # Some functions drawn look up a table by q - k, and a kernel cannot.
+            assert name in KERNELS and "index an array by position" in str(error)
 
     drawn()

@@ -1,0 +1,225 @@
+"""Attention on a TPU in Pallas kernels: any mask and score_mod, block-sparse, with statistics."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from attnjax.numerics import MASKED
+from attnjax.ops.derivatives import differentiable
+from attnjax.ops.kernels.programs import Tile, lower_mask, lower_scores
+from attnjax.ops.kernels.steps import Steps, make_steps
+from attnjax.ops.kernels.tpu_parts import LANES, parts_of
+from attnjax.ops.softmax.problem import Problem
+from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.tpu_backward import backward
+from attnjax.ops.softmax.tpu_call import Arguments, Call, Pass, inputs_of
+from attnjax.ops.softmax.tpu_forward import forward
+from attnjax.ops.tiles import Tiling
+from attnjax.platform import platform
+
+_REFUSAL = (
+    "A second reverse-mode derivative of attention is not available on a TPU. Use forward mode for "
+    "the outer derivative (jax.jvp of jax.grad, jax.hessian), or implementation='reference'."
+)
+
+_BLOCK = 1024
+_WIDEST = 256
+
+
+def check(problem: Problem) -> None:
+    """Refuses what these kernels can't compute.
+
+    Raises:
+      NotImplementedError: with the reason and the remedy.
+    """
+    here = platform()
+    if here.name != "tpu":
+        raise NotImplementedError(
+            f"its kernels are for a TPU, and this process computes on a {here.name}. Run it where "
+            "jax.default_backend() is 'tpu', or within `attnjax.emulate('tpu')`, which runs the "
+            "same kernels in Pallas' interpreter: right numbers, slowly."
+        )
+    for name in ("q", "k", "v"):
+        dtype = getattr(problem, name).dtype
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            raise NotImplementedError(
+                f"a TPU multiplies float32 and bfloat16 matrices, and {name} is of dtype {dtype}. "
+                f"Pass {name}.astype('bfloat16'), or implementation='blockwise'."
+            )
+    size = problem.sizes
+    for name, axis in (("q and k", "H"), ("v", "D")):
+        if size[axis] > _WIDEST:
+            raise NotImplementedError(
+                f"a head of {name} is {size[axis]} wide, and a kernel's tiles hold at most "
+                f"{_WIDEST}. Use more and narrower heads, or implementation='blockwise'."
+            )
+    _precision(problem)
+    tile = tile_of(problem)
+    parts_of(lower_scores(problem.score_mods, problem.scale, tile), tile)
+    parts_of(lower_mask(problem.mask, tile), tile)
+    if 0 not in (size[a] for a in "BTSN"):
+        for by in "TS":
+            _steps(problem, tile, by)
+
+
+def _precision(problem: Problem) -> Any:
+    asked = problem.matmul_precision
+    names = {None: None, "default": jax.lax.Precision.DEFAULT, "highest": jax.lax.Precision.HIGHEST}
+    names |= {"float32": jax.lax.Precision.HIGHEST, "bfloat16": jax.lax.Precision.DEFAULT}
+    known = {jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST}
+    if not isinstance(asked, str | None | jax.lax.Precision):
+        asked = "another"
+    found = names.get(asked, asked) if not isinstance(asked, jax.lax.Precision) else asked
+    if found is not None and found not in known:
+        raise NotImplementedError(
+            f"precision={problem.precision!r}: a TPU kernel multiplies by default or in full "
+            "float32. Pass precision=None, 'default' or 'highest', or implementation='blockwise'."
+        )
+    wide = jnp.float32 in (problem.q.dtype, problem.k.dtype, problem.v.dtype)
+    # Products of bfloat16 numbers are exact in float32 as they are.
+    return found if wide else None
+
+
+def tile_of(problem: Problem, block_q: int | None = None, block_k: int | None = None) -> Tile:
+    """Returns the tiles of a call: of the sizes given, or those that were measured to be best."""
+    size = problem.sizes
+    block_q = _block(size["T"], _BLOCK) if block_q is None else block_q
+    block_k = _block(size["S"], _BLOCK) if block_k is None else block_k
+    return Tile(size["B"], size["N"], size["T"], size["S"], block_q, block_k)
+
+
+def _block(length: int, block: int) -> int:
+    return min(block, -(-max(length, 1) // LANES) * LANES)
+
+
+def tiling(problem: Problem) -> Tiling:
+    """Returns the tiles of a call's forward pass, as schedules take them."""
+    return _tiling(problem, tile_of(problem))
+
+
+def _tiling(problem: Problem, tile: Tile) -> Tiling:
+    K = problem.sizes["K"]
+    return Tiling(tile.B, tile.T, tile.S, tile.N, K, 1, tile.N, tile.block_q, tile.block_k)
+
+
+def _steps(problem: Problem, tile: Tile, by: str, *, apart: bool = False) -> Steps:
+    return make_steps(problem.mask, _tiling(problem, tile), by=by, apart=apart)
+
+
+def attend(
+    problem: Problem,
+    *,
+    block_q: int | None = None,
+    block_k: int | None = None,
+    block_q_backward: int | None = None,
+    block_k_backward: int | None = None,
+) -> tuple[Array, AttentionStats | None]:
+    """Computes attention in kernels.
+
+    Args:
+      problem: the call; no axis may be empty.
+      block_q: queries in a block; a multiple of 128 on a TPU, or None.
+      block_k: keys in a block, likewise.
+      block_q_backward: queries in a block of the backward pass; None takes `block_q`.
+      block_k_backward: keys in a block of the backward pass; None takes `block_k`.
+
+    Returns:
+      The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
+    """
+    tile = tile_of(problem, block_q, block_k)
+    back = tile_of(
+        problem,
+        block_q if block_q_backward is None else block_q_backward,
+        block_k if block_k_backward is None else block_k_backward,
+    )
+    dropout = problem.dropout
+    passes: list[Pass] = []
+    schedules, arrays = [], []
+    for own, by in ((tile, "T"), (back, "T"), (back.turned(), "S")):
+        scores = lower_scores(problem.score_mods, problem.scale, own)
+        mask = lower_mask(problem.mask, own)
+        steps = _steps(problem, own, by, apart=problem.stats and not passes)
+        passes.append(Pass(own, scores.bare(), mask.bare(), steps.shape))
+        schedules.append(steps.words)
+        arrays.append((scores.arrays, mask.arrays))
+    call = Call(
+        forward=passes[0],
+        by_query=passes[1],
+        by_key=passes[2],
+        K=problem.sizes["K"],
+        precision=_precision(problem),
+        stats=problem.stats,
+        dropout=None if dropout is None else (dropout.rate, dropout.shared),
+        only_scaled=not problem.score_mods,
+        interpret=platform().interpret,
+    )
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (problem.q, problem.k, problem.v))
+    arguments = Arguments(
+        q,
+        k,
+        v,
+        problem.sinks,
+        *arrays[0],
+        None if dropout is None else dropout.words(),
+        *schedules,
+    )
+    flat, structure = jax.tree.flatten(arguments)
+    op = differentiable(
+        functools.partial(_forward, call, structure),
+        functools.partial(_backward, call, structure),
+        num_smooth=3 if problem.stats else 1,
+        refusal=_REFUSAL,
+    )
+    out, *rows = op(*flat)
+    out = jnp.moveaxis(out, 1, 2)
+    if not problem.stats:
+        return out, None
+    logsumexp, entropy, max_logit, sink_mass, distance = rows
+    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+
+
+def _forward(
+    call: Call, structure: Any, flat: tuple[Array, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Computes outputs and statistics; the residuals are what the backward pass reuses."""
+    arguments: Arguments = jax.tree.unflatten(structure, flat)
+    tile = call.forward.tile
+    inputs = inputs_of(tile, arguments)
+    out, rows = forward(call, arguments, inputs)
+    # The flags of bad queries return here; an empty row saw nothing, its own NaN included.
+    logsumexp = rows[:, :, 0, : tile.T]
+    spoil = jnp.where(logsumexp == MASKED, 0, inputs.bad_rows)
+    out = out[:, :, : tile.T] + spoil[..., None].astype(out.dtype)
+    names = (0, 2, 1, 3, 4) if call.stats else (0,)
+    numbers = tuple(rows[:, :, n, : tile.T] + spoil for n in names)
+    if call.stats:
+        return (out, *numbers), (out, *numbers[:2])
+    return (out,), (out, *numbers)
+
+
+def _backward(
+    call: Call,
+    structure: Any,
+    flat: tuple[Array, ...],
+    residuals: tuple[Array, ...],
+    cotangents: tuple[Array | None, ...],
+    wanted: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Computes the cotangents of everything that is wanted."""
+    arguments: Arguments = jax.tree.unflatten(structure, flat)
+    want: Arguments = jax.tree.unflatten(structure, wanted)
+    inputs = inputs_of(call.by_query.tile, arguments)
+    grads = backward(call, arguments, inputs, residuals, cotangents, want)
+    # In the order of the flattened arguments; masks, dropout and schedules have no derivative.
+    found = [grads.q, grads.k, grads.v, *(() if grads.sinks is None else (grads.sinks,))]
+    found += grads.scores
+    found += [None] * (len(flat) - len(found))
+    return tuple(
+        g.astype(x.dtype) if w and g is not None else None
+        for g, x, w in zip(found, flat, wanted, strict=True)
+    )

@@ -1,0 +1,163 @@
+"""What is static in a call of the TPU kernels, and the arrays that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from attnjax.dropout import keep
+from attnjax.numerics import poison, split_nonfinite
+from attnjax.ops.kernels import steps
+from attnjax.ops.kernels.programs import Tile, TileProgram
+from attnjax.ops.kernels.tpu_parts import LANES
+from attnjax.typing import Index
+
+
+class Arguments(NamedTuple):
+    """Everything that the operation computes with; q, k and v as `[B, heads, time, width]`."""
+
+    q: Array
+    k: Array
+    v: Array
+    sinks: Array | None
+    scores: tuple[Array, ...]
+    mask: tuple[Array, ...]
+    dropout: Array | None
+    by_query: Array
+    back_by_query: Array
+    by_key: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What is static in one kernel of a call.
+
+    Attributes:
+      tile: its tiles, and the sizes of B, N, T and S.
+      scores, mask: its programs, without arrays.
+      steps: its schedule.
+    """
+
+    tile: Tile
+    scores: TileProgram
+    mask: TileProgram
+    steps: steps.Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is static in a call.
+
+    Attributes:
+      forward: the forward pass.
+      by_query, by_key: the two kernels of the backward pass.
+      K: number of key heads.
+      precision: of matrix products.
+      stats: whether statistics are wanted.
+      dropout: rate and shared axes, or None.
+      only_scaled: whether scores are scaled dot products and nothing else.
+      interpret: whether kernels run in the interpreter.
+      vmem_limit: most bytes of vector memory that a kernel may take; None for the compiler's own.
+    """
+
+    forward: Pass
+    by_query: Pass
+    by_key: Pass
+    K: int
+    precision: Any
+    stats: bool
+    dropout: tuple[float, str] | None
+    only_scaled: bool
+    interpret: bool
+    vmem_limit: int | None = None
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key head."""
+        return self.forward.tile.N // self.K
+
+    def compiler_params(self, *semantics: Literal["parallel", "arbitrary"]) -> Any:
+        """Returns how the compiler treats a kernel's grid, and the memory that it may use."""
+        return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=self.vmem_limit)
+
+
+def padded(tile: Tile) -> tuple[int, int]:
+    """Returns T and S rounded up to whole blocks."""
+    t = tile
+    return -(-t.T // t.block_q) * t.block_q, -(-t.S // t.block_k) * t.block_k
+
+
+class Inputs(NamedTuple):
+    """Queries, keys and values in whole blocks, without NaNs and infinities.
+
+    Attributes:
+      q, k, v: finite, padded with zeros.
+      bad_rows: NaN where a query is not finite, else 0: `[B, N, T]`.
+      bad_keys: the same for keys and their values: `[B, K, 1, S']`.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    bad_rows: Array
+    bad_keys: Array
+
+
+def inputs_of(tile: Tile, arguments: Arguments) -> Inputs:
+    """Prepares queries, keys and values for kernels on these tiles."""
+    T, S = padded(tile)
+    dtype = jnp.result_type(arguments.q, arguments.k)
+    q, k = (x.astype(dtype) for x in arguments[:2])
+    (q, q_bad), (k, k_bad), (v, v_bad) = (split_nonfinite(x) for x in (q, k, arguments.v))
+    bad = pad(poison(k_bad | v_bad, jnp.float32)[:, :, None], 3, S)
+    return Inputs(pad(q, 2, T), pad(k, 2, S), pad(v, 2, S), poison(q_bad, jnp.float32), bad)
+
+
+def pad(x: Array, axis: int, size: int) -> Array:
+    """Pads an axis at its end with zeros."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths) if size > x.shape[axis] else x
+
+
+def across(x: Array, width: int) -> Array:
+    """Spreads `[n, LANES]`, whose columns are alike, to `[n, width]`."""
+    if width <= LANES:
+        return x[:, :width]
+    if width % LANES:
+        return jnp.broadcast_to(x[:, :1], (x.shape[0], width))
+    return jnp.tile(x, (1, width // LANES))
+
+
+def allowed(run: Pass, index: Index, parts: list[Array]) -> Array:
+    """Evaluates a mask on a tile, without the keys that only fill the last block."""
+    result = run.mask(index=index, parts=parts)
+    if run.tile.S % run.tile.block_k:
+        result &= index.k < run.tile.S
+    shape = jnp.broadcast_shapes(index.q.shape, index.k.shape)
+    return jnp.broadcast_to(result, shape)
+
+
+def drop(call: Call, words: Any, index: Index, *tiles: Array) -> tuple[Array, ...]:
+    """Applies dropout to tiles: what is dropped becomes 0, the rest is scaled up."""
+    if call.dropout is None:
+        return tiles
+    rate, shared = call.dropout
+    chosen = keep(words, rate, index, shared)
+    return tuple(jnp.where(chosen, x / (1 - rate), 0) for x in tiles)
+
+
+def dot(call: Call, left: Array, right: Array, contract: tuple[int, int]) -> Array:
+    """Multiplies two matrices over one axis of each, summing in float32."""
+    return jax.lax.dot_general(
+        left,
+        right,
+        (((contract[0],), (contract[1],)), ((), ())),
+        precision=call.precision,
+        preferred_element_type=jnp.float32,
+    )
