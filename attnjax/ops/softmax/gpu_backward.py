@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
-from attnjax.ops.softmax.gpu_call import Inputs, Pass, Refs, Tables, allowed, take_turns
+from attnjax.ops.softmax.gpu_call import Inputs, Pass, Refs, Tables, hide, take_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _start(
         "order": tables.rows.order,
         "counts": tables.rows.counts,
         "scores": tables.scores,
-        "mask": tables.mask,
+        "masks": tables.masks,
     }
     return jax.tree.flatten(named)
 
@@ -337,7 +337,7 @@ def _weights(
         score *= mgpu.LOG2_E
     weight = jnp.exp2(score - logsumexp)
     if partial:
-        weight = jnp.where(allowed(view, refs["mask"], place), weight, 0.0)
+        weight = hide(view, refs["masks"], place, weight, 0.0)
     return _Weights(weight, scaled)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from attnjax.masks import EMPTY, FULL, Mask
+from attnjax.masks import EMPTY, FULL, And, Full, Lengths, Mask, Window
 from attnjax.numerics import poison, split_nonfinite
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
@@ -43,7 +43,8 @@ class Pass:
     Attributes:
       tile: the tiles that a warpgroup computes.
       groups: warpgroups that compute, each on rows of its own.
-      scores, mask: programs on a tile, without arrays.
+      scores: the program of the scores on a tile.
+      masks: programs that must all allow a score.
       pulled: the program of the scores with its derivative; see `gpu_parts.with_pull`.
       width: the head width.
     """
@@ -51,7 +52,7 @@ class Pass:
     tile: Tile
     groups: int
     scores: TileProgram
-    mask: TileProgram
+    masks: tuple[TileProgram, ...]
     pulled: TileProgram
     width: int
 
@@ -74,12 +75,12 @@ class Tables(NamedTuple):
 
     Attributes:
       rows: the schedule.
-      scores, mask: arrays in global memory.
+      scores, masks: arrays in global memory, for each program.
     """
 
     rows: Rows
     scores: tuple[Array, ...]
-    mask: tuple[Array, ...]
+    masks: tuple[tuple[Array, ...], ...]
 
 
 class Inputs(NamedTuple):
@@ -107,12 +108,30 @@ def make_pass(problem: Problem, block_q: int, block_k: int, groups: int, rows: s
     size = problem.sizes
     tile = Tile(size["B"], size["N"], size["T"], size["S"], block_q, block_k, rows)
     scores = lower_scores(problem.score_mods, problem.scale, tile)
-    mask = lower_mask(problem.mask, tile)
+    masks = tuple(lower_mask(mask, tile) for mask in _conjuncts(problem.mask))
     pulled = gpu_parts.with_pull(scores, tile)
     gpu_parts.check(scores, "score_mod")
     gpu_parts.check(pulled, "derivative of the score_mod")
-    gpu_parts.check(mask, "mask")
-    return Pass(tile, groups, scores, mask, pulled, size["H"])
+    for mask in masks:
+        gpu_parts.check(mask, "mask")
+    return Pass(tile, groups, scores, masks, pulled, size["H"])
+
+
+def _conjuncts(mask: Mask) -> list[Mask]:
+    """Splits a mask into parts that must all allow a score.
+
+    One after the other they need fewer registers than all at once.
+    """
+    match mask:
+        case Full():
+            return []
+        case And():
+            return _conjuncts(mask.left) + _conjuncts(mask.right)
+        case Lengths(q=q, kv=kv) if q is not None and kv is not None:
+            return [Lengths(q, None), Lengths(None, kv)]
+        case Window(left=left, right=right) if left is not None and right is not None:
+            return [Window(left, None), Window(None, right)]
+    return [mask]
 
 
 def make_rows(mask: Mask, view: Pass) -> Rows:
@@ -133,20 +152,28 @@ def make_rows(mask: Mask, view: Pass) -> Rows:
 def bare(view: Pass) -> Pass:
     """Returns a pass without the arrays of its programs."""
     return dataclasses.replace(
-        view, scores=view.scores.bare(), mask=view.mask.bare(), pulled=view.pulled.bare()
+        view,
+        scores=view.scores.bare(),
+        masks=tuple(mask.bare() for mask in view.masks),
+        pulled=view.pulled.bare(),
     )
 
 
-def tables(view: Pass, rows: Rows, scores: tuple[Array, ...], mask: tuple[Array, ...]) -> Tables:
-    """Lays out what a pass looks up, given the arrays of its programs."""
-    laid = (
+def operands(view: Pass) -> tuple[tuple[Array, ...], ...]:
+    """Returns the arrays of a pass's programs: of the scores, then of each mask."""
+    return tuple(program.arrays for program in (view.scores, *view.masks))
+
+
+def tables(view: Pass, rows: Rows, arrays: tuple[tuple[Array, ...], ...]) -> Tables:
+    """Lays out what a pass looks up, given its `operands`."""
+    scores, *masks = (
         tuple(
-            gpu_parts.lay_out(o, view.tile, view.blocks)
-            for o in program.with_arrays(arrays).operands
+            gpu_parts.lay_out(operand, view.tile, view.blocks)
+            for operand in program.with_arrays(given).operands
         )
-        for program, arrays in ((view.scores, scores), (view.mask, mask))
+        for program, given in zip((view.scores, *view.masks), arrays, strict=True)
     )
-    return Tables(rows, *laid)
+    return Tables(rows, scores, tuple(masks))
 
 
 def inputs_of(q: Array, k: Array, v: Array, multiples: tuple[int, int]) -> Inputs:
@@ -176,14 +203,16 @@ def spoiled_blocks(bad_keys: Array, block: int) -> Array:
     return poison(jnp.any(jnp.isnan(blocks), axis=-1), jnp.float32)
 
 
-def allowed(view: Pass, refs: Any, place: gpu_parts.Place) -> Array:
-    """Evaluates a pass's mask on a tile, without the keys that only fill the last block."""
+def hide(view: Pass, refs: Any, place: gpu_parts.Place, x: Array, value: float) -> Array:
+    """Puts a value where the masks hide a score, and at keys that only fill the last block."""
     t = view.tile
-    (result,) = gpu_parts.run(view.mask, (), refs, t, place)
+    for mask, arrays in zip(view.masks, refs, strict=True):
+        (seen,) = gpu_parts.run(mask, (), arrays, t, place)
+        x = jnp.where(seen, x, value)
     if t.S % view.blocks[1]:
         keys = mgpu.positions(place.k, t.shape, 1 if t.rows == "T" else 0)
-        result = result & (keys < t.S)
-    return jnp.broadcast_to(result, t.shape)
+        x = jnp.where(keys < t.S, x, value)
+    return x
 
 
 def take_turns(order: Any, counts: Any, b: Array, row: Array) -> tuple[Array, Array, Array]:

@@ -24,7 +24,7 @@ from attnjax.ops.softmax.gpu_call import (
     Pass,
     Refs,
     Tables,
-    allowed,
+    hide,
     spoiled_blocks,
     take_turns,
 )
@@ -78,7 +78,7 @@ def forward(
         "counts": tables.rows.counts,
         "sinks": None if sinks is None else sinks.astype(jnp.float32),
         "scores": tables.scores,
-        "mask": tables.mask,
+        "masks": tables.masks,
     }
     flat, structure = jax.tree.flatten(named)
 
@@ -191,7 +191,7 @@ def _compute(
         if partial:
             keys = refs["bad_keys"].at[b, kv, pl.ds(j * t.block_k, t.block_k)]
             score += mgpu.across(mgpu.load(keys, mgpu.COLUMNS), t.shape, 1)
-            score = jnp.where(allowed(view, refs["mask"], place), score, MASKED)
+            score = hide(view, refs["masks"], place, score, MASKED)
         top = score.max(axis=1)
         if exponent is not None and not partial:
             # The dot products are scaled within the exponent, where it costs nothing.

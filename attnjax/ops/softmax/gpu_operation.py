@@ -22,6 +22,7 @@ from attnjax.ops.softmax.gpu_call import (
     inputs_of,
     make_pass,
     make_rows,
+    operands,
     pad,
     tables,
 )
@@ -66,13 +67,12 @@ class _Arguments(NamedTuple):
     Attributes:
       plain: the arrays of blockwise, which has derivatives of every kind.
       rows: schedules of each kernel.
-      scores, mask: operands of each kernel's programs.
+      operands: arrays of each kernel's programs.
     """
 
     plain: blockwise.Arguments
     rows: tuple[Rows, ...]
-    scores: tuple[tuple[Array, ...], ...]
-    mask: tuple[tuple[Array, ...], ...]
+    operands: tuple[tuple[tuple[Array, ...], ...], ...]
 
 
 class _Call(NamedTuple):
@@ -100,8 +100,7 @@ def compute(problem: Problem, *, interpret: bool) -> Array:
     arguments = _Arguments(
         plain,
         tuple(make_rows(problem.mask, view) for view in passes),
-        tuple(view.scores.arrays for view in passes),
-        tuple(view.mask.arrays for view in passes),
+        tuple(operands(view) for view in passes),
     )
     flat, structure = jax.tree.flatten(arguments)
     call = _Call(
@@ -137,7 +136,7 @@ def _forward(call: _Call, flat: tuple[Array, ...]) -> tuple[tuple[Array, ...], t
     arguments: _Arguments = jax.tree.unflatten(call.structure, flat)
     view = call.passes.forward
     inputs = _inputs(arguments, call)
-    scores = arguments.scores[0]
+    scores, *masks = arguments.operands[0]
     if call.only_scaled:
         # The kernel finds the largest score by the largest dot product.
         sign = jnp.where(scores[0] < 0, -1, 1).astype(inputs.q.dtype)
@@ -146,7 +145,7 @@ def _forward(call: _Call, flat: tuple[Array, ...]) -> tuple[tuple[Array, ...], t
     out, logsumexp = forward(
         Forward(view, _SLOTS, call.only_scaled, sinks is not None, call.interpret),
         inputs,
-        tables(view, arguments.rows[0], scores, arguments.mask[0]),
+        tables(view, arguments.rows[0], (scores, *masks)),
         None if sinks is None else sinks.reshape(-1),
     )
     out, logsumexp = out[:, : view.tile.T], logsumexp[:, :, : view.tile.T]
@@ -174,10 +173,7 @@ def _backward(
     scale_of_queries = _HEADROOM if want.plain.scores[0] else scale
     rows = _row_terms(inputs, out, logsumexp, d_out, (scale_of_queries, scale, 1.0))
     _, for_queries, for_keys = (
-        tables(view, by_row, scores, mask)
-        for view, by_row, scores, mask in zip(
-            call.passes, arguments.rows, arguments.scores, arguments.mask, strict=True
-        )
+        tables(*one) for one in zip(call.passes, arguments.rows, arguments.operands, strict=True)
     )
     static = functools.partial(
         Backward, slots=_SLOTS, only_scaled=call.only_scaled, interpret=call.interpret
