@@ -16,6 +16,7 @@ B, T, S, N, K, H, D = 2, 7, 5, 4, 2, 3, 6
 ATTENDS: dict[str, Attend] = {
     "reference": implementation("reference"),
     "blockwise": implementation("blockwise", block_q=3, block_k=2, block_n=1, streams=2),
+    "tpu": implementation("tpu", block_q=3, block_k=3),
 }
 
 

@@ -1,8 +1,9 @@
-"""The backward pass on a TPU: a kernel for queries, and one for keys and values.
+"""The backward pass on a TPU: a kernel for keys and values, and one for queries.
 
-Both compute the weights anew from the logsumexp. The second has keys as rows of its tiles, so that
-what varies with the query lies along lanes, and visits the query heads of a key head in turn, so
-that keys and values are read, and their cotangents written, once.
+Both compute the weights anew from the logsumexp. Where the cotangents of all queries of a head fit
+into vector memory, the first sums them too, and there is no second. The first has keys as rows of
+its tiles, so that what varies with the query lies along lanes, and visits the query heads of a key
+head in turn, so that keys and values are read, and their cotangents written, once.
 Source: Dao, "FlashAttention-2" (2023).
 """
 
@@ -41,6 +42,9 @@ from attnjax.typing import Index
 
 _LOG2E = math.log2(math.e)
 _LN2 = math.log(2)
+# Of the vector memory, which no TPU has less than 64 MiB of.
+_SUMS_BUDGET = 24 * 2**20
+_VMEM_LIMIT = 56 * 2**20
 # Rows of what the kernels read for each query.
 _LOGSUMEXP, _DELTA, _ENTROPY, _ENTROPY_COTANGENT, _ROWS = 0, 1, 2, 3, 8
 
@@ -70,6 +74,7 @@ class _Run:
       moved: for each operand of `scores` whose cotangent this kernel makes, its number and how.
       entropy: whether the entropy has a cotangent.
       groups: query heads that it visits in turn at each step.
+      queries: whether the kernel for keys makes the cotangent of queries too.
     """
 
     call: Call
@@ -79,6 +84,7 @@ class _Run:
     moved: tuple[tuple[int, Gradient], ...]
     entropy: bool
     groups: int
+    queries: bool = False
 
     @property
     def tile(self) -> Tile:
@@ -134,14 +140,19 @@ def backward(
     d_scores: list[Array | None] = [None] * len(arguments.scores)
     dq = dk = dv = None
     by_query, by_key = _runs(call, want, entropy=bool(rows.entropy))
-    if want.q or by_query.moved:
+    if want.q and (want.k or want.v) and not by_query.moved and _fits(inputs.q, call):
+        by_key = dataclasses.replace(by_key, queries=True)
+    if by_query.moved or (want.q and not by_key.queries):
         dq, *grads = _run(by_query, arguments, reads, (inputs.q,))
         _collect(by_query, grads, d_scores)
-        dq = dq[:, :, : tile.T]
     if want.k or want.v or by_key.moved:
         dk, dv, *grads = _run(by_key, arguments, reads, (inputs.k, inputs.v))
+        if by_key.queries:
+            dq, *grads = grads
+            dq = dq * arguments.scores[0] if by_key.only_scaled else dq
         _collect(by_key, grads, d_scores)
         dk, dv = dk[:, :, : tile.S], dv[:, :, : tile.S]
+    dq = None if dq is None else dq[:, :, : tile.T]
     sinks = None if arguments.sinks is None else _sinks_gradient(arguments.sinks, rows)
     return Arguments(dq, dk, dv, sinks, tuple(d_scores), *[None] * 5)  # type: ignore[arg-type]
 
@@ -158,6 +169,12 @@ def _runs(call: Call, want: Arguments, *, entropy: bool) -> tuple[_Run, _Run]:
         )
         result.append(_Run(call, own, score_parts, mask_parts, moved, entropy, groups))
     return result[0], result[1]
+
+
+def _fits(q: Array, call: Call) -> bool:
+    """Returns whether the sums for all queries of a key head fit into vector memory, twice."""
+    width = -(-q.shape[-1] // LANES) * LANES
+    return 2 * 4 * call.groups * q.shape[2] * width <= _SUMS_BUDGET
 
 
 def _collect(run: _Run, grads: Sequence[Array], d_scores: list[Array | None]) -> None:
@@ -253,6 +270,12 @@ def _run(run: _Run, arguments: Arguments, reads: _Reads, like: tuple[Array, ...]
         run.mask_parts.specs(locate),
     )
     gradients = [gradient for _, gradient in run.moved]
+    all_queries = []
+    if run.queries:
+        shape = (pl.squeezed, run.groups, *reads.q.shape[2:])
+        all_queries = [
+            pl.BlockSpec(shape, lambda *g: ((p := locate(*g)).b, p.h // run.groups, 0, 0))
+        ]
     # A block of scores that no step visits keeps the zeros that lie there.
     zeros = [
         jnp.zeros(g.shape, jnp.float32) if g.transport.part is Part.TILE else None
@@ -267,6 +290,7 @@ def _run(run: _Run, arguments: Arguments, reads: _Reads, like: tuple[Array, ...]
         [g.scratch for g in gradients],
     )
     before = 1 + len(jax.tree.leaves(reads))
+    first = len(like) + len(all_queries)
     places = [n for n, z in enumerate(zeros) if z is not None]
     heads = (call.K, run.own.steps.count, run.groups) if by_key else (t.N, run.own.steps.count)
     rest: list[Literal["arbitrary"]] = ["arbitrary" for _ in heads[1:]]
@@ -279,15 +303,22 @@ def _run(run: _Run, arguments: Arguments, reads: _Reads, like: tuple[Array, ...]
                 specs,
                 [None if z is None else pl.BlockSpec(memory_space=pl.ANY) for z in zeros],
             ],
-            out_specs=[*(own(x) for x in like), *(g.spec(locate) for g in gradients)],
+            out_specs=[
+                *(own(x) for x in like),
+                *all_queries,
+                *(g.spec(locate) for g in gradients),
+            ],
             scratch_shapes=scratch,
         ),
         out_shape=[
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like),
+            *(jax.ShapeDtypeStruct(reads.q.shape, jnp.float32) for _ in all_queries),
             *(jax.ShapeDtypeStruct(g.shape, jnp.float32) for g in gradients),
         ],
-        input_output_aliases={before + n: len(like) + at for n, at in enumerate(places)},
-        compiler_params=call.compiler_params("parallel", "parallel", *rest),
+        input_output_aliases={before + n: first + at for n, at in enumerate(places)},
+        compiler_params=call.compiler_params(
+            "parallel", "parallel", *rest, vmem_limit=_VMEM_LIMIT if run.queries else None
+        ),
         interpret=call.interpret,
         name="attnjax_backward_keys" if by_key else "attnjax_backward_queries",
     )(words, reads, zeros)
@@ -298,6 +329,9 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
     t, by_key = run.tile, run.tile.rows == "S"
     (*results, sums, row_columns, score_columns, mask_columns, columns) = refs
     outs, grads = results[: len(sums)], results[len(sums) :]
+    d_queries = None
+    if run.queries:
+        d_queries, *grads = grads
     b, h, s = (pl.program_id(n) for n in range(3))
     g: Any = 0
     if by_key:
@@ -326,6 +360,19 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
             run.score_parts.turn(reads.scores, score_columns, per_head=True)
             run.mask_parts.turn(reads.mask, mask_columns, per_head=True)
 
+    if d_queries is not None:
+
+        @pl.when((s == 0) & (g == 0))
+        def clear_queries() -> None:
+            # In a loop, for the compiler would write a longer store out.
+            def clear(n: Array, _: None) -> None:
+                part = pl.ds(pl.multiple_of(n * t.block_q, t.block_q), t.block_q)
+                zeros = jnp.zeros((t.block_q, d_queries.shape[-1]), jnp.float32)
+                for head in range(run.groups):
+                    d_queries[head, part, :] = zeros
+
+            jax.lax.fori_loop(0, d_queries.shape[1] // t.block_q, clear, None)
+
     for (_, gradient), out, column in zip(run.moved, grads, columns, strict=True):
         gradient.start(out, column, g, call=(s == 0) & (g == 0), row=first)
 
@@ -344,6 +391,10 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
             d_out, q = reads.out[...], reads.q[...]
             sums[0][...] += dot(run.call, d_dots.astype(q.dtype), q, (1, 0))
             sums[1][...] += dot(run.call, weight.astype(d_out.dtype), d_out, (1, 0))
+            if d_queries is not None:
+                k = reads.k[...]
+                part = pl.ds(pl.multiple_of(i * t.block_q, t.block_q), t.block_q)
+                d_queries[g, part, :] += dot(run.call, d_dots.astype(k.dtype), k, (0, 0))
         else:
             k = reads.k[...]
             sums[0][...] += dot(run.call, d_dots.astype(k.dtype), k, (1, 0))

@@ -62,7 +62,6 @@ class Call:
       dropout: rate and shared axes, or None.
       only_scaled: whether scores are scaled dot products and nothing else.
       interpret: whether kernels run in the interpreter.
-      vmem_limit: most bytes of vector memory that a kernel may take; None for the compiler's own.
     """
 
     forward: Pass
@@ -74,16 +73,17 @@ class Call:
     dropout: tuple[float, str] | None
     only_scaled: bool
     interpret: bool
-    vmem_limit: int | None = None
 
     @property
     def groups(self) -> int:
         """Query heads per key head."""
         return self.forward.tile.N // self.K
 
-    def compiler_params(self, *semantics: Literal["parallel", "arbitrary"]) -> Any:
+    def compiler_params(
+        self, *semantics: Literal["parallel", "arbitrary"], vmem_limit: int | None = None
+    ) -> Any:
         """Returns how the compiler treats a kernel's grid, and the memory that it may use."""
-        return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=self.vmem_limit)
+        return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem_limit)
 
 
 def padded(tile: Tile) -> tuple[int, int]:
