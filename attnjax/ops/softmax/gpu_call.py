@@ -14,7 +14,7 @@ from attnjax.masks import EMPTY, FULL, And, Full, Lengths, Mask, Window
 from attnjax.numerics import poison, split_nonfinite
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
-from attnjax.ops.kernels.programs import Tile, TileProgram, lower_mask, lower_scores
+from attnjax.ops.kernels.programs import Part, Tile, TileProgram, lower_mask, lower_scores, part
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.tiles import Tiling
@@ -58,8 +58,17 @@ class Pass:
 
     @property
     def crowded(self) -> bool:
-        """Whether tiles of scores need registers beside wide sums, for score_mods."""
-        return self.width > 64 and len(self.scores.closed.jaxpr.eqns) > 1
+        """Whether programs need registers that two wide sums would take."""
+        busy = len(self.scores.closed.jaxpr.eqns) > 1 or len(self.masks) > 2
+        return self.width > 64 and busy
+
+    @property
+    def narrow(self) -> bool:
+        """Whether programs need registers that a sum and wide tiles would take."""
+        vectors = any(part(o) is not Part.SCALAR for mask in self.masks for o in mask.operands)
+        names = {eqn.primitive.name for mask in self.masks for eqn in mask.closed.jaxpr.eqns}
+        busy = (vectors and len(self.masks) > 1) or "rem" in names
+        return self.crowded or (self.width > 64 and busy)
 
     @property
     def blocks(self) -> tuple[int, int]:

@@ -52,12 +52,12 @@ def lower(problem: Problem) -> Passes:
     Raises:
       NotImplementedError: if the kernels cannot run the call's mask or score_mods.
     """
-    wide = problem.sizes["H"] > 64
-    block_k = 64 if wide and problem.score_mods else 128
+    rows = mgpu.WARPGROUP
+    forward = make_pass(problem, rows, 128, 2, "T")
     return Passes(
-        make_pass(problem, mgpu.WARPGROUP, block_k, 2, "T"),
-        make_pass(problem, mgpu.WARPGROUP, 64, 2, "T"),
-        make_pass(problem, 64, mgpu.WARPGROUP, 2, "S"),
+        make_pass(problem, rows, 64, 2, "T") if forward.narrow else forward,
+        make_pass(problem, rows, 64, 2, "T"),
+        make_pass(problem, 64, rows, 2, "S"),
     )
 
 
