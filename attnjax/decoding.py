@@ -61,7 +61,9 @@ def decode(
       sinks: as in `attention`.
       precision: as in `attention`.
       stats: also return `AttentionStats` of these rows.
-      implementation: a name never falls back; None chooses. `xla` runs everywhere.
+      implementation: a name never falls back; None chooses. `xla` runs everywhere; `tpu` is a
+        kernel that reads only the blocks of the cache that hold something and that the mask may
+        allow. It reads them in place if heads are at least 128 wide.
 
     Returns:
       The output `[B, T, N, D]` in the dtype of `q`; with `stats=True`, a pair of it and

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Array
 
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.decode import xla
+from attnjax.ops.decode import tpu, xla
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.ops.softmax.stats import AttentionStats
 
@@ -22,7 +22,10 @@ class Implementation(NamedTuple):
 
 
 # In order of preference.
-IMPLEMENTATIONS: dict[str, Implementation] = {"xla": Implementation(xla.attend)}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "tpu": Implementation(tpu.attend, tpu.check),
+    "xla": Implementation(xla.attend),
+}
 _run = runner(IMPLEMENTATIONS)
 
 

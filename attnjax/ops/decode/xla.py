@@ -52,13 +52,13 @@ def fast(plain: Plain, *flat: Array) -> tuple[Array, ...]:
     # A NaN or an infinity is rare, and looking for it in the cache would take as long as all else.
     # One that no row may see spoils others here too, for 0 times NaN is NaN.
     outputs = jax.lax.cond(finite, lambda: outputs, lambda: _compute(call, _clean(inputs))[0])
-    return _spoil(call, outputs)
+    return spoil(call, outputs)
 
 
 def smooth(plain: Plain, *flat: Array) -> tuple[Array, ...]:
     """Returns the same in a form whose derivatives are right, whatever the cache holds."""
     call = plain.bind(flat)
-    out, *stats = _spoil(call, _compute(call, _clean(_gather(call)))[0])
+    out, *stats = spoil(call, _compute(call, _clean(_gather(call)))[0])
     if not stats:
         return (out,)
     logsumexp, max_logit, entropy, *rest = stats
@@ -113,7 +113,7 @@ def _clean(inputs: _Inputs) -> _Inputs:
     return _Inputs(q, k, v, factors[0], factors[1], bad.reshape(B, K * G, T, -1))
 
 
-def _spoil(call: Call, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
+def spoil(call: Call, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
     """Makes the outputs NaN where a length is impossible."""
     length, layout = call.arguments.length, call.arguments.layout
     legal = length >= call.arguments.q.shape[1]
