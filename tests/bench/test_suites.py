@@ -66,6 +66,8 @@ def test_all_contestants_do_all_cases_or_say_why_not(names):
 
 
 @pytest.mark.slow
+# torch warns of its own parts.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_flex_attention_does_all_cases_forward():
     pytest.importorskip("torch")
     flex = [x for x in roster() if x.name == "torch flex"]
