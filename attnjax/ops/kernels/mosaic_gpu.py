@@ -136,7 +136,7 @@ def positions(first: Array, shape: tuple[int, int], axis: int) -> Array:
 
 def transposed(ref: Any) -> Any:
     """Returns a matrix in shared memory, transposed."""
-    return plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
 
 
 def product(left: Any, right: Any) -> Array:

@@ -71,6 +71,9 @@ def assert_same(given: dict[str, jax.Array], **fixed: Any) -> None:
     expected = results(by_reference, wide, **fixed)
     found = results(by_kernels, given, **fixed)
     for name, want in expected.items():
+        if name in ("d q", "d k", "d v"):
+            # The derivative at an entry that is not finite itself is anybody's guess.
+            want = np.where(np.isfinite(wide[name[-1]]), want, found[name])
         magnitude = np.abs(want[np.isfinite(want)]).max(initial=0)
         np.testing.assert_allclose(
             found[name], want, rtol=CLOSE, atol=CLOSE * magnitude, err_msg=name
@@ -150,20 +153,21 @@ def test_nan_and_inf_reach_the_rows_that_see_them_and_no_other() -> None:
 @pytest.mark.usefixtures("interpreter")
 def test_score_gradients_that_leave_float16() -> None:
     given = arrays(64)
+    given["v"] *= 100
+    given["q"] /= 1000
+    d_out = jnp.full((B, T, N, 64), 500.0, jnp.float16)
 
-    def scaled(attend: Callable[..., jax.Array]) -> Any:
-        wide = {name: x.astype(jnp.float32) for name, x in given.items()}
-        one = given if attend is by_kernels else wide
-        _, pull = jax.vjp(lambda v: attend(**(one | {"v": v}), mask=attnjax.Causal()), one["v"])
-        return jax.vjp(lambda q: attend(**(one | {"q": q}) | {"v": one["v"] * 100}), one["q"])[1]
+    def gradient(attend: Callable[..., jax.Array], dtype: Any) -> np.ndarray:
+        x = {name: y.astype(dtype) for name, y in given.items()}
+        _, pull = jax.vjp(lambda k: attend(**(x | {"k": k}), mask=attnjax.Causal()), x["k"])
+        return np.asarray(pull(d_out.astype(dtype))[0], np.float32)
 
-    d_out = jnp.full((B, T, N, 64), 1000.0, jnp.float16)
-    found = np.asarray(scaled(by_kernels)(d_out)[0], np.float32)
-    want = np.asarray(scaled(by_reference)(d_out.astype(jnp.float32))[0])
-    inside = np.abs(want) < 6e4
-    assert inside.any()
+    dots = jnp.einsum("btnd,bskd->bnts", d_out.astype(jnp.float32), given["v"])
+    assert jnp.abs(dots).max() > 1e5
+    want = gradient(by_reference, jnp.float32)
+    assert np.abs(want).max() < 6e4
     np.testing.assert_allclose(
-        found[inside], want[inside], rtol=CLOSE, atol=CLOSE * np.abs(want).max()
+        gradient(by_kernels, jnp.float16), want, rtol=CLOSE, atol=CLOSE * np.abs(want).max()
     )
 
 
