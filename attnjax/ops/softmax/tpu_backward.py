@@ -73,6 +73,7 @@ class _Run:
       score_parts, mask_parts: how their operands get into it.
       moved: for each operand of `scores` whose cotangent this kernel makes, its number and how.
       entropy: whether the entropy has a cotangent.
+      only_scaled: whether scores are scaled dot products whose scale needs no cotangent.
       groups: query heads that it visits in turn at each step.
       queries: whether the kernel for keys makes the cotangent of queries too.
     """
@@ -83,6 +84,7 @@ class _Run:
     mask_parts: Parts
     moved: tuple[tuple[int, Gradient], ...]
     entropy: bool
+    only_scaled: bool
     groups: int
     queries: bool = False
 
@@ -90,11 +92,6 @@ class _Run:
     def tile(self) -> Tile:
         """Its tiles."""
         return self.own.tile
-
-    @property
-    def only_scaled(self) -> bool:
-        """Whether scores are scaled dot products whose scale needs no cotangent here."""
-        return self.call.only_scaled and not self.moved
 
 
 def backward(
@@ -119,9 +116,11 @@ def backward(
       The cotangents in the shape of the arguments; None where there is none.
     """
     d_out, rows = _row_terms(residuals, cotangents)
+    by_query, by_key = _runs(call, want, entropy=bool(rows.entropy))
     tile = call.by_query.tile
     T, _ = padded(tile)
-    rows_in = jnp.stack([rows.logsumexp * _LOG2E, rows.delta, *rows.entropy], axis=2)
+    base = _LOG2E if by_key.only_scaled else 1
+    rows_in = jnp.stack([rows.logsumexp * base, rows.delta, *rows.entropy], axis=2)
     # Rows that only fill the last block have no weights.
     fill = jnp.full((*rows_in.shape[:3], T - tile.T), jnp.inf).at[:, :, 1:].set(0)
     rows_in = pad(jnp.concatenate([rows_in, fill], axis=3), 2, _ROWS)
@@ -139,7 +138,6 @@ def backward(
     )
     d_scores: list[Array | None] = [None] * len(arguments.scores)
     dq = dk = dv = None
-    by_query, by_key = _runs(call, want, entropy=bool(rows.entropy))
     if want.q and (want.k or want.v) and not by_query.moved and _fits(inputs.q, call):
         by_key = dataclasses.replace(by_key, queries=True)
     if by_query.moved or (want.q and not by_key.queries):
@@ -158,6 +156,7 @@ def backward(
 
 
 def _runs(call: Call, want: Arguments, *, entropy: bool) -> tuple[_Run, _Run]:
+    only_scaled = call.only_scaled and not want.scores[0]
     result = []
     for own, groups in ((call.by_query, 1), (call.by_key, call.groups)):
         tile = own.tile
@@ -167,7 +166,7 @@ def _runs(call: Call, want: Arguments, *, entropy: bool) -> tuple[_Run, _Run]:
             for n, (t, wanted) in enumerate(zip(score_parts.transports, want.scores, strict=True))
             if wanted and (t.part is Part.ALONG_S) == (tile.rows == "S")
         )
-        result.append(_Run(call, own, score_parts, mask_parts, moved, entropy, groups))
+        result.append(_Run(call, own, score_parts, mask_parts, moved, entropy, only_scaled, groups))
     return result[0], result[1]
 
 
@@ -446,7 +445,8 @@ def _pull_back(
         exponent = dots * (reads.scale[0] * _LOG2E) - rows[_LOGSUMEXP]
     else:
         score, pull = jax.vjp(score_of, dots, *(parts[n] for n in numbers))
-        exponent = score * _LOG2E - rows[_LOGSUMEXP]
+        # Large scores differ exactly, but not once they are multiplied.
+        exponent = (score - rows[_LOGSUMEXP]) * _LOG2E
     weight = jnp.exp2(exponent)
     if chosen is not None:
         weight = jnp.where(chosen, weight, 0)

@@ -41,13 +41,17 @@ ROWS = 8
 
 
 class _Reads(NamedTuple):
-    """What the kernel reads; see `Arguments` and `Inputs`."""
+    """What the kernel reads; see `Arguments` and `Inputs`.
+
+    `units` are two factors of what the kernel takes for scores: to logarithms of base 2, and to
+    scores.
+    """
 
     q: Any
     k: Any
     v: Any
     bad: Any
-    factor: Any
+    units: Any
     sinks: Any
     words: Any
     scores: Any
@@ -87,18 +91,18 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
     scores = run.scores.with_arrays(arguments.scores)
     mask = run.mask.with_arrays(arguments.mask)
     score_parts, mask_parts = parts_of(run.scores, t), parts_of(run.mask, t)
-    q, factor = inputs.q, jnp.float32(_LOG2E)
+    q, unit = inputs.q, jnp.float32(1)
     if call.only_scaled:
         scale = arguments.scores[0]
         # The largest dot product must be the largest score; and 0 times minus infinity is NaN.
         q = jnp.where(scale < 0, -q, q)
-        factor = jnp.maximum(jnp.abs(scale), 1e-30) * _LOG2E
+        unit = jnp.maximum(jnp.abs(scale), 1e-30)
     reads = _Reads(
         q,
         inputs.k,
         inputs.v,
         inputs.bad_keys,
-        factor.reshape(1),
+        jnp.stack([unit * _LOG2E, unit]),
         None if arguments.sinks is None else arguments.sinks.astype(jnp.float32),
         arguments.dropout,
         score_parts.arrays(scores),
@@ -203,7 +207,7 @@ def _kernel(
     @pl.when(step.last == 1)
     def finish() -> None:
         sink = None if reads.sinks is None else reads.sinks[h]
-        out, rows = _finish(call, state, reads.factor[0], sink)
+        out, rows = _finish(call, state, reads.units[1], sink)
         out_ref[...] = out.astype(out_ref.dtype)
         rows_ref[...] = rows
 
@@ -220,7 +224,7 @@ def _update(
     after: bool,
 ) -> None:
     """Takes one block of keys into the running softmax of one block of rows."""
-    t, factor = call.forward.tile, reads.factor[0]
+    t, factor = call.forward.tile, reads.units[0]
     score = dot(call, reads.q[...], reads.k[...], (1, 1))
     if not call.only_scaled:
         score = call.forward.scores(score, index=index, parts=parts)
@@ -233,12 +237,12 @@ def _update(
         top = jnp.max(score, axis=1, keepdims=True)
     before = state.largest[...]
     largest = jnp.maximum(before, top)
-    shift = finite_max(largest) * factor
-    shrink = jnp.exp2(before * factor - shift)
-    exponent = score * factor - across(shift, t.block_k)
+    shift = finite_max(largest)
+    moved = (before - shift) * factor
+    shrink = jnp.exp2(moved)
+    exponent = (score - across(shift, t.block_k)) * factor
     weight = jnp.exp2(exponent)
     if call.stats:
-        moved = before * factor - shift
         found = _Found(score, weight, exponent, shrink, moved, chosen is None, after)
         _update_stats(call, state, step, index, found)
     state.total[...] = state.total[...] * shrink + lane_sums(weight)
@@ -321,7 +325,7 @@ def _reach(weight: Array, step: steps.Step, tile: Any, *, after: bool) -> Array:
     return far * LANES + total * near.astype(jnp.float32)
 
 
-def _finish(call: Call, state: _State, factor: Array, sink: Array | None) -> tuple[Array, Array]:
+def _finish(call: Call, state: _State, unit: Array, sink: Array | None) -> tuple[Array, Array]:
     """Normalises finished rows: output, and the numbers per row, of which the first is logsumexp.
 
     All but the output are `[block_q, LANES]` with lanes alike.
@@ -332,15 +336,15 @@ def _finish(call: Call, state: _State, factor: Array, sink: Array | None) -> tup
 
     largest = state.largest[...]
     empty = largest == MASKED
-    largest = finite_max(largest) * factor
+    first = (state.first[:, :1] - finite_max(largest)) * unit if call.stats else None
+    largest = finite_max(largest) * unit
     total = whole(state.total[...])
     shift, shrink = largest, jnp.ones_like(largest)
-    surprise = whole(state.surprise[...]) if call.stats else None
+    surprise = whole(state.surprise[...]) * _LN2 if call.stats else None
     if sink is not None:
-        sink = sink * _LOG2E
         shift = jnp.maximum(largest, sink)
-        shrink = jnp.exp2(largest - shift)
-        weight = jnp.exp2(sink - shift)
+        shrink = jnp.exp(largest - shift)
+        weight = jnp.exp(sink - shift)
         if surprise is not None:
             moved = jnp.maximum(largest - shift, LOWEST_EXPONENT)
             surprise = shrink * (surprise + total * moved)
@@ -350,14 +354,13 @@ def _finish(call: Call, state: _State, factor: Array, sink: Array | None) -> tup
     scale = jnp.where(empty, 0, shrink / total)
     out = state.out[...] * across(scale, state.out.shape[1])
     log_total = jnp.log(total)
-    logsumexp = jnp.where(empty, MASKED, log_total + shift * _LN2)
+    logsumexp = jnp.where(empty, MASKED, log_total + shift)
     rows = [logsumexp]
-    if surprise is not None:
-        first = state.first[:, :1] * factor * _LN2
+    if surprise is not None and first is not None:
         rows += [
-            jnp.where(empty, MASKED, largest * _LN2),
-            jnp.where(empty, 0, log_total - surprise * _LN2 / total),
-            jnp.where(empty, 0, jnp.exp(first - logsumexp)),
+            jnp.where(empty, MASKED, largest),
+            jnp.where(empty, 0, log_total - surprise / total),
+            jnp.exp(first) * scale,
             jnp.where(empty, 0, whole(state.reach[...]) * scale),
         ]
     lane = jax.lax.broadcasted_iota(jnp.int32, rows[0].shape, 1)
