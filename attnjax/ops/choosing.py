@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from attnjax.masks import Mask, Where, walk
+from attnjax.ops.tuning import Table, active
 from attnjax.platform import Platform, platform
 from attnjax.scores import Declared, ScoreFn, ScoreMod
 
@@ -91,17 +92,17 @@ def choose(candidates: Mapping[str, Candidate], problem: Any, implementation: st
 def runner(candidates: Mapping[str, Candidate]) -> Callable[[Any, str], Any]:
     """Returns `run(problem, name)`, which computes a problem by the named implementation."""
 
-    def compute(problem: Any, name: str, platform: Platform) -> Any:
-        # The platform is an argument only so that no trace for another one is reused.
+    def compute(problem: Any, name: str, platform: Platform, table: Table | None) -> Any:
+        # The last two are arguments only so that no trace for others is reused.
         return candidates[name].attend(problem)
 
-    cached = jax.jit(compute, static_argnames=("name", "platform"))
+    cached = jax.jit(compute, static_argnames=("name", "platform", "table"))
 
     def run(problem: Any, name: str) -> Any:
         # Without this, an eager call would compile its loops anew every time. Functions of the
         # caller stay outside, for their closures may change between calls.
         call = compute if problem.user_functions else cached
-        return call(problem, name, platform())
+        return call(problem, name, platform(), active())
 
     return run
 

@@ -48,18 +48,18 @@ Carry = tuple[Array, ...]
 def attend(
     problem: Problem,
     *,
-    block_q: int = 512,
-    block_k: int = 512,
+    block_q: int | None = None,
+    block_k: int | None = None,
     block_n: int | None = None,
-    streams: int = 4,
+    streams: int | None = None,
 ) -> tuple[Array, AttentionStats | None]:
     """Computes attention block by block.
 
     Args:
       problem: the call; no axis may be empty.
-      block_q: queries in a block.
+      block_q: queries in a block; None as in `make_tiling`, and so for the others.
       block_k: keys in a block.
-      block_n: query heads in a tile, or None.
+      block_n: query heads in a tile.
       streams: most tiles, of different heads, that are computed side by side.
 
     Returns:

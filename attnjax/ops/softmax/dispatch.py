@@ -11,7 +11,7 @@ from jaxtyping import Array
 from attnjax.masks import Mask
 from attnjax.numerics import MASKED
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.softmax import blockwise, gpu, reference, tpu, vendor
+from attnjax.ops.softmax import blockwise, gpu, reference, tiling, tpu, vendor
 from attnjax.ops.softmax.cost import (
     Blocks,
     Cost,
@@ -23,8 +23,8 @@ from attnjax.ops.softmax.cost import (
 from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
-from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.ops.tiles import Tiling
+from attnjax.ops.tuning import Stage, source
 
 
 class Implementation(NamedTuple):
@@ -37,23 +37,33 @@ class Implementation(NamedTuple):
       preferred: whether None may choose it; the reference is for checking only.
       tiling: the tiles by which its blocks are counted.
       notes: what else to know of a call.
+      stages: its options that `attnjax.autotune` measures, one stage after the other.
     """
 
     attend: Callable[[Problem], tuple[Array, AttentionStats | None]]
     check: Callable[[Problem], None]
     cost: Callable[[Problem, Blocks], Cost]
     preferred: bool = True
-    tiling: Callable[[Problem], Tiling] = make_tiling
+    tiling: Callable[[Problem], Tiling] = tiling.make_tiling
     notes: Callable[[Problem], tuple[str, ...]] = lambda problem: ()
+    stages: tuple[Stage, ...] = ()
 
 
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "tpu": Implementation(tpu.attend, tpu.check, tpu_cost, tiling=tpu.tiling),
+    "tpu": Implementation(
+        tpu.attend,
+        tpu.check,
+        tpu_cost,
+        tiling=tpu.tiling,
+        stages=(Stage(tpu.candidates, "forward"), Stage(tpu.candidates_backward, "backward")),
+    ),
     "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
     # After cuDNN as long as no GPU has run it: it is compiled and interpreted only.
     "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, notes=gpu.notes),
-    "blockwise": Implementation(blockwise.attend, anything, blockwise_cost),
+    "blockwise": Implementation(
+        blockwise.attend, anything, blockwise_cost, stages=(Stage(tiling.candidates),)
+    ),
     "reference": Implementation(reference.attend, anything, reference_cost, preferred=False),
 }
 _run = runner(IMPLEMENTATIONS)
@@ -90,7 +100,8 @@ def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> 
       The plan.
     """
     name, reasons = choose(IMPLEMENTATIONS, problem, implementation)
-    notes = [*IMPLEMENTATIONS[name].notes(problem)]
+    chosen = IMPLEMENTATIONS[name]
+    notes, tiles = [*chosen.notes(problem)], ""
     if problem.user_functions:
         notes.append(
             "a function of yours takes part: outside jax.jit every call compiles anew, because "
@@ -101,8 +112,11 @@ def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> 
         blocks = Blocks(0, 0, 0)
         notes.append("an axis is empty: the result is known without computing")
     else:
-        blocks = count_blocks(mask, IMPLEMENTATIONS[name].tiling(problem))
-    return Plan(name, reasons, IMPLEMENTATIONS[name].cost(problem, blocks), tuple(notes))
+        t = chosen.tiling(problem)
+        blocks = count_blocks(mask, t)
+        if chosen.stages:
+            tiles = f"{t.block_q} queries by {t.block_k} keys: {source(name, problem)}"
+    return Plan(name, reasons, chosen.cost(problem, blocks), tuple(notes), tiles)
 
 
 def _nothing(problem: Problem) -> tuple[Array, AttentionStats | None]:

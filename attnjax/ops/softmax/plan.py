@@ -17,12 +17,15 @@ class Plan:
       reasons: for every other implementation, why it was not chosen.
       cost: blocks visited, FLOPs, bytes and temporaries.
       notes: what else to know of this call.
+      tiles: the sizes of blocks and where they are from; empty if the implementation has none to
+        choose.
     """
 
     implementation: str
     reasons: Mapping[str, str]
     cost: Cost
     notes: tuple[str, ...] = ()
+    tiles: str = ""
 
     def __str__(self) -> str:
         """Returns the plan as a short table."""
@@ -34,6 +37,7 @@ class Plan:
         lines = [
             f"implementation  {self.implementation}",
             *(f"  not {name}: {reason}" for name, reason in self.reasons.items()),
+            *([f"block sizes     {self.tiles}"] if self.tiles else []),
             f"blocks per head {visited}",
             f"FLOPs           {cost.flops_forward:.3g} forward, {cost.flops_backward:.3g} backward",
             f"bytes moved     {_bytes(cost.bytes_moved)} at least, forward",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 
+from attnjax.ops import tuning
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.tiles import Tiling
 
@@ -12,14 +14,15 @@ from attnjax.ops.tiles import Tiling
 _BATCH_SCORES = 2 * 512 * 512
 _VISIT_SCORES = 8 * 512 * 512
 _ALONE_SCORES = 512 * 512
+_BLOCK, _STREAMS = 512, 4
 
 
 def make_tiling(
     problem: Problem,
-    block_q: int = 512,
-    block_k: int = 512,
+    block_q: int | None = None,
+    block_k: int | None = None,
     block_n: int | None = None,
-    streams: int = 4,
+    streams: int | None = None,
 ) -> Tiling:
     """Chooses the tiles of a call.
 
@@ -30,7 +33,8 @@ def make_tiling(
 
     Args:
       problem: the call; no axis may be empty.
-      block_q: queries in a block.
+      block_q: queries in a block. None takes what a table in use says (`attnjax.ops.tuning`), or
+        512; so do the next and the last.
       block_k: keys in a block.
       block_n: query heads in a tile, a divisor of N that is a multiple or a divisor of N // K, or
         None.
@@ -39,7 +43,10 @@ def make_tiling(
     Returns:
       The tiles.
     """
-    size = problem.sizes
+    size, best = problem.sizes, tuning.options("blockwise", problem)
+    block_q = best.get("block_q", _BLOCK) if block_q is None else block_q
+    block_k = best.get("block_k", _BLOCK) if block_k is None else block_k
+    streams = best.get("streams", _STREAMS) if streams is None else streams
     B, N, groups = size["B"], size["N"], size["N"] // size["K"]
     block_q, block_k = max(1, min(block_q, size["T"])), max(1, min(block_k, size["S"]))
     short = -(-size["T"] // block_q) * -(-size["S"] // block_k) < 4
@@ -52,6 +59,14 @@ def make_tiling(
     return Tiling(
         B, size["T"], size["S"], N, size["K"], block_b, block_n, block_q, block_k, streams
     )
+
+
+def candidates(problem: Problem) -> list[dict[str, int]]:
+    """Returns blocks that are worth measuring, the default first."""
+    size = problem.sizes
+    sizes = ((_BLOCK, _BLOCK), *itertools.product((256, 512, 1024), repeat=2))
+    found = {(min(q, size["T"]), min(k, size["S"])): None for q, k in sizes}
+    return [{"block_q": q, "block_k": k} for q, k in found]
 
 
 def _heads(N: int, groups: int, scores: int, streams: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from attnjax.numerics import MASKED
+from attnjax.ops import tuning
 from attnjax.ops.derivatives import differentiable
 from attnjax.ops.kernels.programs import Tile, lower_mask, lower_scores
 from attnjax.ops.kernels.steps import Steps, make_steps
@@ -87,14 +89,33 @@ def _precision(problem: Problem) -> Any:
 
 def tile_of(problem: Problem, block_q: int | None = None, block_k: int | None = None) -> Tile:
     """Returns the tiles of a call: of the sizes given, or those that were measured to be best."""
-    size = problem.sizes
-    block_q = _block(size["T"], _BLOCK) if block_q is None else block_q
-    block_k = _block(size["S"], _BLOCK) if block_k is None else block_k
+    size, best = problem.sizes, tuning.options("tpu", problem)
+    block_q = _block(size["T"], best.get("block_q", _BLOCK)) if block_q is None else block_q
+    block_k = _block(size["S"], best.get("block_k", _BLOCK)) if block_k is None else block_k
     return Tile(size["B"], size["N"], size["T"], size["S"], block_q, block_k)
 
 
 def _block(length: int, block: int) -> int:
     return min(block, -(-max(length, 1) // LANES) * LANES)
+
+
+def candidates(problem: Problem) -> list[dict[str, int]]:
+    """Returns blocks of the forward pass that are worth measuring, the default first."""
+    return _candidates(problem, "block_q", "block_k")
+
+
+def candidates_backward(problem: Problem) -> list[dict[str, int]]:
+    """Returns blocks of the backward pass that are worth measuring, the default first."""
+    return _candidates(problem, "block_q_backward", "block_k_backward")
+
+
+def _candidates(problem: Problem, *names: str) -> list[dict[str, int]]:
+    size = problem.sizes
+    found = {
+        (_block(size["T"], block_q), _block(size["S"], block_k)): None
+        for block_q, block_k in ((_BLOCK, _BLOCK), *itertools.product((256, 512, 1024), repeat=2))
+    }
+    return [dict(zip(names, blocks, strict=True)) for blocks in found]
 
 
 def tiling(problem: Problem) -> Tiling:
@@ -123,7 +144,8 @@ def attend(
 
     Args:
       problem: the call; no axis may be empty.
-      block_q: queries in a block; a multiple of 128 on a TPU, or None.
+      block_q: queries in a block; a multiple of 128 on a TPU. None takes what a table in use says,
+        or 512; so do the others.
       block_k: keys in a block, likewise.
       block_q_backward: queries in a block of the backward pass; None takes `block_q`.
       block_k_backward: keys in a block of the backward pass; None takes `block_k`.
@@ -131,7 +153,11 @@ def attend(
     Returns:
       The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
     """
-    tile = tile_of(problem, block_q, block_k)
+    tile, best = tile_of(problem, block_q, block_k), tuning.options("tpu", problem)
+    if block_q_backward is None and block_q is None:
+        block_q_backward = best.get("block_q_backward")
+    if block_k_backward is None and block_k is None:
+        block_k_backward = best.get("block_k_backward")
     back = tile_of(
         problem,
         block_q if block_q_backward is None else block_q_backward,
