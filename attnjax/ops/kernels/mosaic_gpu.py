@@ -87,13 +87,14 @@ def interpreter() -> Any:
     Raises:
       NotImplementedError: if this jax has none.
     """
-    try:
-        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-    except ImportError as error:
+    if jax.__version_info__ < (0, 12):
         raise NotImplementedError(
-            f"jax {jax.__version__} has no interpreter for Mosaic GPU kernels; jax 0.12 has. Use "
-            "implementation='blockwise', or attnjax.emulate('gpu', interpret=False) to compile."
-        ) from error
+            f"jax {jax.__version__} has no interpreter for Mosaic GPU kernels that runs them; jax "
+            "0.12 has. Use implementation='blockwise', or attnjax.emulate('gpu', interpret=False) "
+            "to compile."
+        )
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
     return InterpretGPUParams()
 
 
