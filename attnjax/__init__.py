@@ -70,7 +70,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports `attnjax.nn` when it is first used: it needs flax.nnx, which the call does not."""
-    if name == "nn":
-        return importlib.import_module("attnjax.nn")
+    """Imports `attnjax.nn`, which needs flax.nnx, and `attnjax.autotune` when first used."""
+    if name in ("autotune", "nn"):
+        return importlib.import_module(f"attnjax.{name}")
     raise AttributeError(f"module 'attnjax' has no attribute {name!r}")

@@ -22,6 +22,7 @@ LAYERS = (
     ("attnjax.ops",),
     ("attnjax.sharding",),
     ("attnjax.validate", "attnjax.api", "attnjax.additive", "attnjax.decoding"),
+    ("attnjax.autotune",),
     ("attnjax",),  # the package itself: attention, explain and what they take, by one name each
     ("attnjax.nn",),
     ("attnjax.focus",),
@@ -31,7 +32,9 @@ LAYERS = (
 )
 LEAVES = ("attnjax.bench", "attnjax.plan")  # import anything, are imported by nothing
 LIBRARY_NEEDS = {"jax", "jaxlib", "flax", "jaxtyping", "numpy"}
-PUBLIC = {name: importlib.import_module(name) for name in ("attnjax", "attnjax.nn")}
+PUBLIC = {
+    name: importlib.import_module(name) for name in ("attnjax", "attnjax.autotune", "attnjax.nn")
+}
 
 
 def _module_name(path: Path) -> str:

@@ -53,11 +53,13 @@ class Stage(NamedTuple):
     """Options that are chosen together.
 
     Attributes:
+      names: the options.
       candidates: `candidates(problem)` gives those to measure, the default first.
       timed: the pass whose time decides: `forward`, `backward` for forward and backward together,
         or `either`, as the caller asks.
     """
 
+    names: tuple[str, ...]
     candidates: Callable[[Any], list[dict[str, int]]]
     timed: Literal["forward", "backward", "either"] = "either"
 
@@ -130,7 +132,7 @@ def kind_of(problem: Call) -> tuple[tuple[str, int | str | bool], ...]:
         "dropout": problem.dropout is not None,
         "stats": problem.stats,
     }
-    return tuple(kind.items())
+    return tuple(sorted(kind.items()))
 
 
 def _power(number: int) -> int:

@@ -56,13 +56,19 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         tpu.check,
         tpu_cost,
         tiling=tpu.tiling,
-        stages=(Stage(tpu.candidates, "forward"), Stage(tpu.candidates_backward, "backward")),
+        stages=(
+            Stage(("block_q", "block_k"), tpu.candidates, "forward"),
+            Stage(("block_q_backward", "block_k_backward"), tpu.candidates_backward, "backward"),
+        ),
     ),
     "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
     # After cuDNN as long as no GPU has run it: it is compiled and interpreted only.
     "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, notes=gpu.notes),
     "blockwise": Implementation(
-        blockwise.attend, anything, blockwise_cost, stages=(Stage(tiling.candidates),)
+        blockwise.attend,
+        anything,
+        blockwise_cost,
+        stages=(Stage(("block_q", "block_k", "streams"), tiling.candidates),),
     ),
     "reference": Implementation(reference.attend, anything, reference_cost, preferred=False),
 }
