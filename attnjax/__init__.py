@@ -3,9 +3,9 @@
 import importlib
 from types import ModuleType
 
-from attnjax.additive import additive_attention
+from attnjax.additive import additive_attention, explain_additive
 from attnjax.api import attention, explain
-from attnjax.decoding import decode
+from attnjax.decoding import decode, explain_decode
 from attnjax.dropout import Dropout
 from attnjax.masks import (
     Causal,
@@ -61,6 +61,8 @@ __all__ = [
     "decode",
     "emulate",
     "explain",
+    "explain_additive",
+    "explain_decode",
     "quantize_kv",
     "relative_bias",
     "score_mod",

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attnjax.dropout import Dropout
-from attnjax.masks import Mask
+from attnjax.masks import Mask, as_mask
 from attnjax.ops.additive import dispatch
 from attnjax.ops.additive.problem import AdditiveProblem
+from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.stats import AttentionStats
-from attnjax.validate import make_problem
+from attnjax.validate import make_problem, over_shapes
 
 
 def additive_attention(
@@ -61,24 +62,86 @@ def additive_attention(
     Raises:
       ValueError: if an argument is wrong.
     """
-    softmax = make_problem(
-        q,
-        k,
-        v,
+    problem = _problem(
+        q=q,
+        k=k,
+        v=v,
+        w=w,
+        bias=bias,
         mask=mask,
         score_mod=score_mod,
-        scale=None,
         sinks=sinks,
         dropout=dropout,
         precision=precision,
         stats=stats,
     )
+    out, statistics = dispatch.attend(problem, implementation)
+    return out if statistics is None else (out, statistics)
+
+
+def explain_additive(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K D"],
+    w: Float[Array, "N H"],
+    *,
+    bias: Float[Array, "N H"] | None = None,
+    mask: Mask | Array | None = None,
+    score_mod: Any = None,
+    sinks: Float[Array, "N"] | None = None,
+    dropout: Dropout | None = None,
+    precision: Any = None,
+    stats: bool = False,
+    implementation: str | None = None,
+) -> Plan:
+    """Says how `additive_attention` would compute a call, and why so; runs nothing.
+
+    Args:
+      q: queries, an array or a `jax.ShapeDtypeStruct`; so are all other arrays.
+      k: keys.
+      v: values.
+      w: as in `additive_attention`, and so are all others.
+      bias: likewise.
+      mask: likewise. The count of visited blocks needs the values of its arrays.
+      score_mod: likewise.
+      sinks: likewise.
+      dropout: likewise.
+      precision: likewise.
+      stats: likewise.
+      implementation: likewise.
+
+    Returns:
+      The plan; a tanh counts as one floating-point operation.
+
+    Raises:
+      ValueError: if an argument is wrong.
+    """
+    arrays = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "w": w,
+        "bias": bias,
+        "mask": mask,
+        "score_mod": score_mod,
+        "sinks": sinks,
+        "dropout": dropout,
+    }
+
+    def plan(**given: Any) -> Plan:
+        problem = _problem(**given, precision=precision, stats=stats)
+        return dispatch.explain(problem, as_mask(mask), implementation)
+
+    return over_shapes(plan, arrays)
+
+
+def _problem(w: Any, bias: Any, **given: Any) -> AdditiveProblem:
+    softmax = make_problem(**given, scale=None)
     sizes = softmax.sizes
     for name, x in (("w", w), ("bias", bias)):
         if name == "w" or x is not None:
             _check_per_unit(name, x, sizes["N"], sizes["H"])
-    out, statistics = dispatch.attend(AdditiveProblem(softmax, w, bias), implementation)
-    return out if statistics is None else (out, statistics)
+    return AdditiveProblem(softmax, w, bias)
 
 
 def _check_per_unit(name: str, x: Any, N: int, H: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float
 
 from attnjax.dropout import Dropout
@@ -12,7 +11,7 @@ from attnjax.masks import Mask, as_mask
 from attnjax.ops.softmax import dispatch
 from attnjax.ops.softmax.plan import Plan
 from attnjax.scores import ScoreFn, ScoreMod
-from attnjax.validate import make_problem
+from attnjax.validate import make_problem, over_shapes
 
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
 
@@ -131,24 +130,12 @@ def explain(
         "sinks": sinks,
         "dropout": dropout,
     }
-    leaves, structure = jax.tree.flatten(arguments)
-    arrays = [x for x in leaves if _is_array(x)]
-    plans = []
 
-    def trace(arrays: list[Array]) -> None:
-        given = iter(arrays)
-        filled = [next(given) if _is_array(x) else x for x in leaves]
-        problem = make_problem(
-            **jax.tree.unflatten(structure, filled), precision=precision, stats=stats
-        )
-        plans.append(dispatch.explain(problem, as_mask(mask), implementation))
+    def plan(**given: Any) -> Plan:
+        problem = make_problem(**given, precision=precision, stats=stats)
+        return dispatch.explain(problem, as_mask(mask), implementation)
 
-    jax.eval_shape(trace, arrays)
-    return plans[0]
-
-
-def _is_array(x: object) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
+    return over_shapes(plan, arguments)
 
 
 def _refuse_partition(partition: object) -> None:

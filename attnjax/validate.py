@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from attnjax.numerics import accumulation_dtype
 from attnjax.operands import Operand
 from attnjax.ops.softmax.problem import Problem
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods
+
+Result = TypeVar("Result")
 
 
 def make_problem(
@@ -83,6 +85,34 @@ def make_problem(
         check_precision(precision),
         check_stats(stats),
     )
+
+
+def over_shapes(function: Callable[..., Result], arguments: Mapping[str, Any]) -> Result:
+    """Calls a function of some arguments with tracers in the place of their arrays.
+
+    Args:
+      function: of keyword arguments; it may return anything.
+      arguments: pytrees of arrays, of `jax.ShapeDtypeStruct`s, which do as well, and of other
+        values, which stay as they are.
+
+    Returns:
+      What the function returned; nothing was computed.
+    """
+    leaves, structure = jax.tree.flatten(dict(arguments))
+    arrays = [x for x in leaves if _is_array(x)]
+    results = []
+
+    def trace(arrays: list[Any]) -> None:
+        given = iter(arrays)
+        filled = [next(given) if _is_array(x) else x for x in leaves]
+        results.append(function(**jax.tree.unflatten(structure, filled)))
+
+    jax.eval_shape(trace, arrays)
+    return results[0]
+
+
+def _is_array(x: object) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _check_arrays(q: Any, k: Any, v: Any) -> None:

@@ -19,9 +19,11 @@ from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreMod
 from attnjax.typing import Index
 
+BLOCK = 256
+
 
 def attend(
-    problem: AdditiveProblem, *, block_q: int = 256, block_k: int = 256
+    problem: AdditiveProblem, *, block_q: int = BLOCK, block_k: int = BLOCK
 ) -> tuple[Array, AttentionStats | None]:
     """Computes additive attention block by block.
 

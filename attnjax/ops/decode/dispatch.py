@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
+from attnjax.masks import Mask
 from attnjax.ops.choosing import anything, choose, runner
 from attnjax.ops.decode import tpu, xla
+from attnjax.ops.decode.cost import tpu_cost, tpu_notes, xla_cost, xla_notes
 from attnjax.ops.decode.problem import DecodeProblem
+from attnjax.ops.softmax.cost import Cost
+from attnjax.ops.softmax.plan import Plan, user_notes
 from attnjax.ops.softmax.stats import AttentionStats
 
 
@@ -19,11 +23,13 @@ class Implementation(NamedTuple):
     attend: Callable[[DecodeProblem], tuple[Array, AttentionStats | None]]
     check: Callable[[DecodeProblem], None] = anything
     preferred: bool = True
+    cost: Callable[[DecodeProblem, Mask, int | Array], Cost] = xla_cost
+    notes: Callable[[DecodeProblem], tuple[str, ...]] = xla_notes
 
 
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "tpu": Implementation(tpu.attend, tpu.check),
+    "tpu": Implementation(tpu.attend, tpu.check, cost=tpu_cost, notes=tpu_notes),
     "xla": Implementation(xla.attend),
 }
 _run = runner(IMPLEMENTATIONS)
@@ -46,3 +52,23 @@ def attend(
       NotImplementedError: if the named implementation can't compute this problem.
     """
     return _run(problem, choose(IMPLEMENTATIONS, problem, implementation).name)
+
+
+def explain(
+    problem: DecodeProblem, mask: Mask, length: int | Array, implementation: str | None = None
+) -> Plan:
+    """Says how a problem would be computed.
+
+    Args:
+      problem: the call, which may hold tracers.
+      mask: the caller's mask, with its arrays as far as they are known.
+      length: the caller's length, likewise.
+      implementation: as in `attend`.
+
+    Returns:
+      The plan.
+    """
+    name, reasons = choose(IMPLEMENTATIONS, problem, implementation)
+    chosen = IMPLEMENTATIONS[name]
+    notes = (*chosen.notes(problem), *user_notes(problem))
+    return Plan(name, reasons, chosen.cost(problem, mask, length), notes)

@@ -87,7 +87,7 @@ def blockwise_cost(problem: Problem, blocks: Blocks) -> Cost:
         blocks,
         products * (size["H"] + size["D"]),
         products * (3 * size["H"] + 2 * size["D"]),
-        _bytes_moved(problem),
+        bytes_moved(problem),
         finite + 3 * tile * wide,
         finite + columns + sums + 6 * tile * wide,
     )
@@ -107,7 +107,7 @@ def tpu_cost(problem: Problem, blocks: Blocks) -> Cost:
         blocks,
         products * (size["H"] + size["D"]),
         products * (4 * size["H"] + 3 * size["D"]),
-        _bytes_moved(problem),
+        bytes_moved(problem),
         finite + out,
         2 * (finite + out),
     )
@@ -122,13 +122,14 @@ def reference_cost(problem: Problem, blocks: Blocks) -> Cost:
         blocks._replace(visited=blocks.total, full=0),
         2 * scores * (size["H"] + size["D"]),
         2 * scores * 2 * (size["H"] + size["D"]),
-        _bytes_moved(problem),
+        bytes_moved(problem),
         3 * scores * wide,
         6 * scores * wide,
     )
 
 
-def _bytes_moved(problem: Problem) -> int:
+def bytes_moved(problem: Problem) -> int:
+    """Returns the bytes of q, k, v and the output."""
     size = problem.sizes
     out = size["B"] * size["T"] * size["N"] * size["D"] * jnp.dtype(problem.v.dtype).itemsize
     arrays = (problem.q, problem.k, problem.v)

@@ -20,7 +20,7 @@ from attnjax.ops.softmax.cost import (
     reference_cost,
     tpu_cost,
 )
-from attnjax.ops.softmax.plan import Plan
+from attnjax.ops.softmax.plan import EMPTY_NOTE, Plan, user_notes
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.ops.tiles import Tiling
@@ -107,22 +107,17 @@ def explain(problem: Problem, mask: Mask, implementation: str | None = None) -> 
     """
     name, reasons = choose(IMPLEMENTATIONS, problem, implementation)
     chosen = IMPLEMENTATIONS[name]
-    notes, tiles = [*chosen.notes(problem)], ""
-    if problem.user_functions:
-        notes.append(
-            "a function of yours takes part: outside jax.jit every call compiles anew, because "
-            "what the function closes over may have changed"
-        )
+    notes, tiles = (*chosen.notes(problem), *user_notes(problem)), ""
     size = problem.sizes
     if 0 in (size[a] for a in "BTSN"):
         blocks = Blocks(0, 0, 0)
-        notes.append("an axis is empty: the result is known without computing")
+        notes += (EMPTY_NOTE,)
     else:
         t = chosen.tiling(problem)
         blocks = count_blocks(mask, t)
         if chosen.stages:
             tiles = f"{t.block_q} queries by {t.block_k} keys: {source(name, problem)}"
-    return Plan(name, reasons, chosen.cost(problem, blocks), tuple(notes), tiles)
+    return Plan(name, reasons, chosen.cost(problem, blocks), notes, tiles)
 
 
 def _nothing(problem: Problem) -> tuple[Array, AttentionStats | None]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from attnjax.ops.softmax.cost import Cost
+
+EMPTY_NOTE = "an axis is empty: the result is known without computing"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a call of `attnjax.attention` would be computed. Print it to read it.
+    """How a call would be computed. Print it to read it.
 
     Attributes:
       implementation: the name of the chosen implementation.
@@ -46,6 +49,16 @@ class Plan:
             *(f"note            {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+
+def user_notes(problem: Any) -> tuple[str, ...]:
+    """Returns what to know of a call in which functions of the caller take part, if they do."""
+    if not problem.user_functions:
+        return ()
+    return (
+        "a function of yours takes part: outside jax.jit every call compiles anew, because what "
+        "the function closes over may have changed",
+    )
 
 
 def _bytes(count: int) -> str:

@@ -218,3 +218,25 @@ def test_wrong_arguments(change, message):
     arrays = dict(zip(NAMES[:4], _arrays(), strict=False))
     with pytest.raises(ValueError, match=message):
         attnjax.additive_attention(**(arrays | change))
+
+
+def test_explain_counts_blocks_and_hidden_units():
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    call = (shape(1, 1024, 4, 8), shape(1, 1024, 2, 8), shape(1, 1024, 2, 16), shape(4, 8))
+    plan = attnjax.explain_additive(*call, bias=shape(4, 8), mask=attnjax.Causal())
+    assert plan.implementation == "blockwise" and plan.tiles.startswith("256 queries by 256 keys")
+    assert plan.cost.blocks == (10, 6, 16)
+    assert plan.cost.flops_forward == 10 * 256 * 256 * 4 * (4 * 8 + 2 * 16)
+    reference = attnjax.explain_additive(*call, implementation="reference")
+    assert reference.cost.blocks == (16, 0, 16) and reference.tiles == ""
+    assert reference.cost.temporaries_forward > 20 * plan.cost.temporaries_forward
+    assert reference.reasons == {"blockwise": "implementation='reference' was asked for"}
+    empty = attnjax.explain_additive(shape(1, 0, 4, 8), *call[1:], score_mod=lambda s, *_: s)
+    assert empty.cost.flops_forward == 0
+    assert "a function of yours" in empty.notes[0] and "an axis is empty" in empty.notes[1]
+    with pytest.raises(ValueError, match=r"w: expected a float array \[N=4, H=8\]"):
+        attnjax.explain_additive(*call[:3], shape(4, 9))
+    with pytest.raises(ValueError, match="implementation: expected None or one of blockwise"):
+        attnjax.explain_additive(*call, implementation="fast")
