@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 import attnjax
-from attnjax.ops.decode import tpu
+from attnjax.ops.decode import dispatch, tpu
+from attnjax.platform import Platform
 from tests.ops.decode import compiled
 from tests.ops.decode.cases import (
     CAPACITY,
@@ -60,10 +62,10 @@ def test_blocks_and_splits_are_merged(S: int, splits: int, block_k: int, monkeyp
     options: dict[str, Any] = {"length": length, "mask": mask, "sinks": jnp.linspace(-1, 1, N)}
     want = attnjax.decode(q, k, v, stats=True, implementation="xla", **options)
     attend = tpu.attend
-    implementation = attnjax.ops.decode.dispatch.Implementation(
+    implementation = dispatch.Implementation(
         lambda problem: attend(problem, block_k=block_k, splits=splits), tpu.check
     )
-    monkeypatch.setitem(attnjax.ops.decode.dispatch.IMPLEMENTATIONS, "tpu", implementation)
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "tpu", implementation)
     jax.clear_caches()
     hidden = np.arange(S) >= length[:, None]
     spoilt = jnp.where(hidden[..., None, None], jnp.nan, k)
@@ -84,8 +86,8 @@ def visited(problem_of: dict[str, Any], S: int, length: Any) -> tuple[np.ndarray
         return jnp.zeros((*q.shape[:3], v.shape[3])), None
 
     with pytest.MonkeyPatch.context() as patch:
-        implementation = attnjax.ops.decode.dispatch.Implementation(look)
-        patch.setitem(attnjax.ops.decode.dispatch.IMPLEMENTATIONS, "look", implementation)
+        implementation = dispatch.Implementation(look)
+        patch.setitem(dispatch.IMPLEMENTATIONS, "look", implementation)
         with jax.disable_jit():
             attnjax.decode(q, k, v, length=length, implementation="look", **problem_of)
     ((_, visits),) = found
@@ -180,6 +182,42 @@ def test_sixteen_bits() -> None:
     assert_equal(got, full_pass(*(x.astype(jnp.float32) for x in (q, k, v)), 2), 2e-2)
 
 
+def races() -> bool:
+    """Whether the simulated TPU found two cores at one place."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    assert interpret_pallas_call.races is not None, "nothing was simulated"
+    return interpret_pallas_call.races.races_found
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "ring", "pages"])
+def test_on_a_simulated_tpu_nothing_is_read_before_it_is_written(
+    layout: str, monkeypatch: Any
+) -> None:
+    rng = np.random.default_rng(4)
+    S, pages, window = 300, rng.permutation(20), attnjax.Causal() & attnjax.Window(250, 0)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(2, *s, 8)), jnp.float32) for s in ((1, 4), (S, 2), (S, 2))
+    )
+    options: dict[str, Any] = {"length": np.array([290, 3]), "mask": window, "stats": True}
+    if layout == "ring":
+        options |= {"layout": attnjax.Ring(), "length": np.array([1000, 3])}
+    if layout == "pages":
+        k, v = (jnp.asarray(rng.normal(size=(20, 32, 2, 8)), jnp.float32) for _ in range(2))
+        options |= {"layout": attnjax.Paged(jnp.asarray(pages.reshape(2, 10)))}
+    want = attnjax.decode(q, k, v, implementation="xla", **options)
+    simulated = pltpu.InterpretParams(
+        detect_races=True, num_cores_or_threads=2, uninitialized_memory="nan"
+    )
+    monkeypatch.setattr(tpu, "platform", lambda: Platform("tpu", simulated, False))
+    kernel = dispatch.Implementation(lambda problem: tpu.attend(problem, block_k=128, splits=2))
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, f"simulated {layout}", kernel)
+    got = attnjax.decode(q, k, v, implementation=f"simulated {layout}", **options)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
+    assert not races()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_nan_reaches_the_rows_that_see_it_and_no_other(value: float) -> None:
     q, k, v = arrays()
@@ -245,8 +283,8 @@ def test_none_takes_the_kernel_on_a_tpu_where_it_can(monkeypatch: Any) -> None:
         called.append(problem)
         return tpu.attend(problem)
 
-    kernel = attnjax.ops.decode.dispatch.Implementation(attend, tpu.check)
-    monkeypatch.setitem(attnjax.ops.decode.dispatch.IMPLEMENTATIONS, "tpu", kernel)
+    kernel = dispatch.Implementation(attend, tpu.check)
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "tpu", kernel)
 
     def over_keys(score: jax.Array, *index: jax.Array) -> jax.Array:
         return score + jnp.cumsum(score, -1)
