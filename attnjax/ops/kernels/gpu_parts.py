@@ -37,12 +37,20 @@ _KNOWN = _SHAPING | frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tile is: batch element, query head, first query and first key."""
+    """Where a tile is.
+
+    Attributes:
+      b, h: batch element and query head.
+      q, k: first query and first key.
+      numbers: 0, 1, 2 and so on in global memory. Positions along rows are read from there: what
+        the compiler computes for them before the loop over blocks, it keeps in scarce registers.
+    """
 
     b: Array
     h: Array
     q: Array
     k: Array
+    numbers: Any
 
 
 def check(program: TileProgram, what: str) -> None:
@@ -156,10 +164,9 @@ def run(
     Returns:
       Its results, each a tile or a scalar.
     """
-    at = {a: 0 if a == tile.rows else 1 for a in "TS"}
 
-    def index(letter: str, first: Array) -> Callable[[], Array]:
-        return lambda: mgpu.positions(first, tile.shape, at[letter])
+    def index(letter: str) -> Callable[[], Array]:
+        return lambda: positions(letter, tile, place)
 
     def reader(n: int, operand: Operand, ref: Any) -> Callable[[], Array]:
         return lambda: known[n] if n in known else _read(operand, ref, tile, place)
@@ -168,11 +175,20 @@ def run(
         *((lambda x=x: x) for x in tiles),
         lambda: place.b,
         lambda: place.h,
-        index("T", place.q),
-        index("S", place.k),
+        index("T"),
+        index("S"),
         *(reader(n, *x) for n, x in enumerate(zip(program.operands, refs, strict=True))),
     ]
     return _evaluate(program.closed, inputs, tile.shape)
+
+
+def positions(letter: str, tile: Tile, place: Place) -> Array:
+    """Returns the positions of queries (`T`) or keys (`S`) all over a tile."""
+    first = place.q if letter == "T" else place.k
+    if letter == tile.rows:
+        return mgpu.positions(first, tile.shape, 0)
+    columns = place.numbers.at[jax.ds(first, tile.shape[1])]
+    return mgpu.across(mgpu.load(columns, mgpu.COLUMNS), tile.shape, 1)
 
 
 def _evaluate(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
-from attnjax.ops.softmax.gpu_call import Inputs, Pass, Refs, Tables, hide, take_turns
+from attnjax.ops.softmax.gpu_call import HEAD_BITS, Inputs, Pass, Refs, Tables, hide, take_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def _start(
         "logsumexp": rows.logsumexp,
         "delta": rows.delta,
         "factors": rows.factors,
+        "numbers": jnp.arange(max(inputs.q.shape[1], inputs.k.shape[1]), dtype=jnp.int32),
         "order": tables.rows.order,
         "counts": tables.rows.counts,
         "scores": tables.scores,
@@ -109,8 +110,7 @@ def d_queries(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) ->
             if call.interpret
             else None,
             "own": mgpu.barriers(W, 2),
-            "k_ready": mgpu.barriers(slots),
-            "v_ready": mgpu.barriers(slots),
+            "ready": mgpu.barriers(slots, 2),
             "used": mgpu.barriers(slots, W),
         },
         grid=(N, tables.rows.order.shape[1], B),
@@ -147,11 +147,12 @@ def _queries_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None
         def visit(n: Array, dq: Array, *, partial: bool) -> Array:
             slot = jax.lax.rem(n, slots)
             k, v = scratch["k"].at[slot], scratch["v"].at[slot]
-            place = gpu_parts.Place(b, h, first, refs["order"][at, row, n] * t.block_k)
-            mgpu.barrier_wait(scratch["k_ready"].at[slot])
+            place = gpu_parts.Place(
+                b, h, first, refs["order"][at, row, n] * t.block_k, refs["numbers"]
+            )
+            mgpu.barrier_wait(scratch["ready"].at[slot])
             dots = mgpu.product(q, mgpu.transposed(k))
             tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 0), partial)
-            mgpu.barrier_wait(scratch["v_ready"].at[slot])
             slope = mgpu.product(d_out, mgpu.transposed(v)) - mgpu.across(delta, t.shape, 0)
             d_dots = _d_dots(call, refs, place, tile, slope)
             dq = mgpu.accumulate(dq, d_dots.astype(q.dtype), k, _staging(scratch, group))
@@ -171,7 +172,7 @@ def _queries_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None
             keys = (b, pl.ds(refs["order"][at, row, n] * t.block_k, t.block_k), kv)
             for name in "kv":
                 mgpu.copy_gmem_to_smem(
-                    refs[name].at[keys], scratch[name].at[slot], scratch[f"{name}_ready"].at[slot]
+                    refs[name].at[keys], scratch[name].at[slot], scratch["ready"].at[slot]
                 )
 
         _feed(call.slots, visited, fetch, scratch["used"])
@@ -223,8 +224,7 @@ def _d_keys(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) -> S
             if call.interpret
             else None,
             "own": mgpu.barriers(W, 2),
-            "q_ready": mgpu.barriers(slots, 2),
-            "d_out_ready": mgpu.barriers(slots, 2),
+            "ready": mgpu.barriers(slots, 4),
             "used": mgpu.barriers(slots, W),
         },
         grid=(K, tables.rows.order.shape[1], B),
@@ -254,20 +254,22 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
             )
         mgpu.barrier_wait(scratch["own"].at[group])
 
-        def visit(n: Array, carry: Any, *, g: Array, partial: bool) -> Any:
+        def visit(m: Array, carry: Any, *, partial: bool) -> Any:
             sums = dict(carry)
-            slot = jax.lax.rem(g * visited + n, slots)
+            slot = jax.lax.rem(m, slots)
             q, d_out = scratch["q"].at[slot], scratch["d_out"].at[slot]
-            h = kv * heads + g
-            place = gpu_parts.Place(b, h, refs["order"][at, row, n] * t.block_q, first)
-            mgpu.barrier_wait(scratch["q_ready"].at[slot])
+            g, i = _turn(refs, at, row, m)
+            place = gpu_parts.Place(b, kv * heads + g, i * t.block_q, first, refs["numbers"])
+            mgpu.barrier_wait(scratch["ready"].at[slot])
             dots = mgpu.product(k, mgpu.transposed(q))
             logsumexp = mgpu.load(scratch["logsumexp"].at[slot], mgpu.COLUMNS)
             tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 1), partial)
-            mgpu.barrier_wait(scratch["d_out_ready"].at[slot])
             staging = _staging(scratch, group)
             if "v" in sums:
                 weight = tile.weight.astype(k.dtype)
+                if "k" in sums:
+                    # A second copy, in float32, does not fit into the registers beside both sums.
+                    tile = tile._replace(weight=weight.astype(jnp.float32))
                 sums["v"] = mgpu.accumulate(sums["v"], weight, d_out, staging)
             if "k" in sums:
                 slope = mgpu.product(v, mgpu.transposed(d_out))
@@ -277,15 +279,10 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
             mgpu.barrier_arrive(scratch["used"].at[slot])
             return sums
 
-        def head(g: Array, carry: Any) -> Any:
-            carry = jax.lax.fori_loop(0, full, lambda n, c: visit(n, c, g=g, partial=False), carry)
-            return jax.lax.fori_loop(
-                full, visited, lambda n, c: visit(n, c, g=g, partial=True), carry
-            )
-
         zero = mgpu.full((t.block_k, H), 0.0, mgpu.TILE)
         sums = dict.fromkeys(call.sums, zero)
-        sums = head(jnp.int32(0), sums) if heads == 1 else jax.lax.fori_loop(0, heads, head, sums)
+        sums = jax.lax.fori_loop(0, full, functools.partial(visit, partial=False), sums)
+        sums = jax.lax.fori_loop(full, visited, functools.partial(visit, partial=True), sums)
         for ref, name in zip(out, call.sums, strict=True):
             factor = refs["factors"]["qkv".index(name)]
             _write(ref.at[b, span, kv], sums[name] * factor, scratch[name].at[group])
@@ -295,16 +292,20 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
         mgpu.set_registers(24, more=False)
 
         def fetch(m: Array, slot: Array) -> None:
-            h, n = kv * heads, m
-            if heads > 1:
-                h, n = h + jax.lax.div(m, visited), jax.lax.rem(m, visited)
-            span = pl.ds(refs["order"][at, row, n] * t.block_q, t.block_q)
+            g, i = _turn(refs, at, row, m)
+            h, span = kv * heads + g, pl.ds(i * t.block_q, t.block_q)
             for matrix, vector in (("q", "logsumexp"), ("d_out", "delta")):
-                ready = scratch[f"{matrix}_ready"].at[slot]
+                ready = scratch["ready"].at[slot]
                 mgpu.copy_gmem_to_smem(refs[matrix].at[b, span, h], scratch[matrix].at[slot], ready)
                 mgpu.copy_gmem_to_smem(refs[vector].at[b, h, span], scratch[vector].at[slot], ready)
 
-        _feed(call.slots, visited * heads, fetch, scratch["used"])
+        _feed(call.slots, visited, fetch, scratch["used"])
+
+
+def _turn(refs: Refs, at: Array, row: Array, m: Array) -> tuple[Array, Array]:
+    """Returns the head of the group and the block of queries of visit `m`."""
+    word = refs["order"][at, row, m]
+    return word >> HEAD_BITS, word & ((1 << HEAD_BITS) - 1)
 
 
 class _Weights(NamedTuple):

@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Int
 from attnjax.masks import EMPTY, FULL, And, Full, Lengths, Mask, Window
 from attnjax.numerics import poison, split_nonfinite
 from attnjax.ops.kernels import gpu_parts
-from attnjax.ops.kernels import mosaic_gpu as mgpu
 from attnjax.ops.kernels.programs import Part, Tile, TileProgram, lower_mask, lower_scores, part
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.tiles import Tiling
 from attnjax.typing import is_concrete
 
+HEAD_BITS = 16
 Refs = dict[str, Any]
 """References by name."""
 
@@ -28,7 +28,8 @@ class Rows(NamedTuple):
     """Which blocks each row of blocks visits, or each column.
 
     Attributes:
-      order: block numbers along the other axis: FULL ones, then PARTIAL ones, then the rest.
+      order: block numbers along the other axis: FULL ones, then PARTIAL ones, then the rest. Where
+        a row is one of keys, the number of the head in its group stands above `HEAD_BITS`.
       counts: how many are FULL, and how many are FULL or PARTIAL.
     """
 
@@ -58,17 +59,17 @@ class Pass:
 
     @property
     def crowded(self) -> bool:
-        """Whether programs need registers that two wide sums would take."""
-        busy = len(self.scores.closed.jaxpr.eqns) > 1 or len(self.masks) > 2
-        return self.width > 64 and busy
+        """Whether programs need registers that wide sums or wide tiles would take.
 
-    @property
-    def narrow(self) -> bool:
-        """Whether programs need registers that a sum and wide tiles would take."""
+        Found by compiling, see `attnjax.bench.cuda_aot`.
+        """
+        if self.width <= 64:
+            return False
+        if len(self.scores.closed.jaxpr.eqns) > 1 or len(self.masks) > 2:
+            return True
         vectors = any(part(o) is not Part.SCALAR for mask in self.masks for o in mask.operands)
         names = {eqn.primitive.name for mask in self.masks for eqn in mask.closed.jaxpr.eqns}
-        busy = (vectors and len(self.masks) > 1) or "rem" in names
-        return self.crowded or (self.width > 64 and busy)
+        return (vectors and len(self.masks) > 1) or "rem" in names
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -143,16 +144,33 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [mask]
 
 
-def make_rows(mask: Mask, view: Pass) -> Rows:
-    """Lists the blocks to visit: on the host for static masks, else in the trace."""
+def make_rows(mask: Mask, view: Pass, heads: int) -> Rows:
+    """Lists the blocks to visit: on the host for static masks, else in the trace.
+
+    Args:
+      mask: the mask.
+      view: the pass.
+      heads: query heads per key head; blocks of keys visit those of all these heads.
+
+    Raises:
+      NotImplementedError: if there are more blocks than a visit can number.
+    """
     t = view.tile
     tiling = Tiling(t.B, t.T, t.S, t.N, t.N, 1, t.N, *view.blocks)
     host = is_concrete(*mask.leaves())
     xp: Any = np if host else jnp
     kinds = xp.asarray(tile_kinds(mask, tiling, host=host))
+    if max(kinds.shape[1:]) >> HEAD_BITS:
+        raise NotImplementedError(
+            f"the GPU kernels number at most {1 << HEAD_BITS} blocks along an axis, got "
+            f"{max(kinds.shape[1:])}. Shard the sequence, or use implementation='blockwise'."
+        )
     if t.rows == "S":
-        kinds = kinds.swapaxes(1, 2)
+        kinds = xp.tile(kinds.swapaxes(1, 2), (1, 1, heads))
     order = xp.argsort(-kinds, axis=-1, stable=True).astype(xp.int32)
+    if t.rows == "S":
+        blocks = order.shape[-1] // heads
+        order = (order // blocks << HEAD_BITS) | order % blocks
     counts = [(kinds == FULL).sum(axis=-1), (kinds != EMPTY).sum(axis=-1)]
     rows = Rows(order, xp.stack(counts, axis=-1).astype(xp.int32))
     return Rows(*(jnp.asarray(x) for x in rows))
@@ -219,8 +237,7 @@ def hide(view: Pass, refs: Any, place: gpu_parts.Place, x: Array, value: float) 
         (seen,) = gpu_parts.run(mask, (), arrays, t, place)
         x = jnp.where(seen, x, value)
     if t.S % view.blocks[1]:
-        keys = mgpu.positions(place.k, t.shape, 1 if t.rows == "T" else 0)
-        x = jnp.where(keys < t.S, x, value)
+        x = jnp.where(gpu_parts.positions("S", t, place) < t.S, x, value)
     return x
 
 

@@ -74,6 +74,7 @@ def forward(
         "bad_rows": inputs.bad_rows,
         "bad_keys": inputs.bad_keys,
         "bad_blocks": spoiled_blocks(inputs.bad_keys, t.block_k),
+        "numbers": jnp.arange(max(inputs.q.shape[1], inputs.k.shape[1]), dtype=jnp.int32),
         "order": tables.rows.order,
         "counts": tables.rows.counts,
         "sinks": None if sinks is None else sinks.astype(jnp.float32),
@@ -103,10 +104,8 @@ def forward(
             if call.interpret
             else None,
             "q_ready": mgpu.barriers(W),
-            "k_ready": mgpu.barriers(slots),
-            "v_ready": mgpu.barriers(slots),
-            "k_used": mgpu.barriers(slots, W),
-            "v_used": mgpu.barriers(slots, W),
+            "ready": mgpu.barriers(slots, 2),
+            "used": mgpu.barriers(slots, W),
         },
         grid=(N, rows, B),
         threads=W + 1,
@@ -139,7 +138,7 @@ def _kernel(call: Forward, refs: Refs, out: Any, scratch: Refs) -> None:
             keys = (b, pl.ds(start, view.tile.block_k), kv)
             for name in "kv":
                 mgpu.copy_gmem_to_smem(
-                    refs[name].at[keys], scratch[name].at[slot], scratch[f"{name}_ready"].at[slot]
+                    refs[name].at[keys], scratch[name].at[slot], scratch["ready"].at[slot]
                 )
 
         for n in range(call.slots):
@@ -147,8 +146,7 @@ def _kernel(call: Forward, refs: Refs, out: Any, scratch: Refs) -> None:
 
         def refill(n: Array, _: None) -> None:
             slot = jax.lax.rem(n, jnp.int32(call.slots))
-            mgpu.barrier_wait(scratch["k_used"].at[slot])
-            mgpu.barrier_wait(scratch["v_used"].at[slot])
+            mgpu.barrier_wait(scratch["used"].at[slot])
             fetch(n, slot)
 
         jax.lax.fori_loop(call.slots, visited, refill, None)
@@ -179,10 +177,9 @@ def _compute(
         acc, largest, total = carry
         slot = jax.lax.rem(n, jnp.int32(call.slots))
         j = refs["order"][at, row, n]
-        place = gpu_parts.Place(b, h, first, j * t.block_k)
-        mgpu.barrier_wait(scratch["k_ready"].at[slot])
+        place = gpu_parts.Place(b, h, first, j * t.block_k, refs["numbers"])
+        mgpu.barrier_wait(scratch["ready"].at[slot])
         score = mgpu.product(q, mgpu.transposed(scratch["k"].at[slot]))
-        mgpu.barrier_arrive(scratch["k_used"].at[slot])
         if exponent is None:
             (score,) = gpu_parts.run(view.scores, (score,), refs["scores"], t, place)
             score *= mgpu.LOG2_E
@@ -206,9 +203,8 @@ def _compute(
             # Every row sees every key of the block, so one bad key spoils them all.
             total += refs["bad_blocks"][b, kv, j]
         acc = acc * mgpu.across(shrink, (t.block_q, H), 0)
-        mgpu.barrier_wait(scratch["v_ready"].at[slot])
         acc = mgpu.accumulate(acc, weight.astype(q.dtype), scratch["v"].at[slot], staging)
-        mgpu.barrier_arrive(scratch["v_used"].at[slot])
+        mgpu.barrier_arrive(scratch["used"].at[slot])
         return acc, new, total
 
     carry = (

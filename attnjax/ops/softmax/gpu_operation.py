@@ -55,7 +55,7 @@ def lower(problem: Problem) -> Passes:
     rows = mgpu.WARPGROUP
     forward = make_pass(problem, rows, 128, 2, "T")
     return Passes(
-        make_pass(problem, rows, 64, 2, "T") if forward.narrow else forward,
+        make_pass(problem, rows, 64, 2, "T") if forward.crowded else forward,
         make_pass(problem, rows, 64, 2, "T"),
         make_pass(problem, 64, rows, 2, "S"),
     )
@@ -95,11 +95,11 @@ def compute(problem: Problem, *, interpret: bool) -> Array:
     Returns:
       The output `[B, T, N, D]` in the dtype of `v`.
     """
-    passes = lower(problem)
+    passes, size = lower(problem), problem.sizes
     run_plain, plain = blockwise.operation(problem, make_tiling(problem))
     arguments = _Arguments(
         plain,
-        tuple(make_rows(problem.mask, view) for view in passes),
+        tuple(make_rows(problem.mask, view, size["N"] // size["K"]) for view in passes),
         tuple(operands(view) for view in passes),
     )
     flat, structure = jax.tree.flatten(arguments)
