@@ -17,6 +17,10 @@ from attnjax.ops.kernels.programs import Tile, TileProgram
 from attnjax.ops.kernels.tpu_parts import LANES
 from attnjax.typing import Index
 
+# Tiles of 1024 by 1024 numbers take more vector memory than the compiler allows by default; no TPU
+# has less than 64 MiB of it.
+VMEM_LIMIT = 56 * 2**20
+
 
 class Arguments(NamedTuple):
     """Everything that the operation computes with; q, k and v as `[B, heads, time, width]`."""
@@ -60,6 +64,8 @@ class Call:
       precision: of matrix products.
       stats: whether statistics are wanted.
       dropout: rate and shared axes, or None.
+      one_sided: whether no query sees a later key, and the digits that are lost by summing
+        distances as if they were signed are lost on the inputs already.
       only_scaled: whether scores are scaled dot products and nothing else.
       interpret: whether kernels run in the interpreter.
     """
@@ -71,6 +77,7 @@ class Call:
     precision: Any
     stats: bool
     dropout: tuple[float, str] | None
+    one_sided: bool
     only_scaled: bool
     interpret: bool
 
@@ -83,7 +90,8 @@ class Call:
         self, *semantics: Literal["parallel", "arbitrary"], vmem_limit: int | None = None
     ) -> Any:
         """Returns how the compiler treats a kernel's grid, and the memory that it may use."""
-        return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem_limit)
+        limit = VMEM_LIMIT if vmem_limit is None else vmem_limit
+        return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=limit)
 
 
 def padded(tile: Tile) -> tuple[int, int]:
