@@ -65,7 +65,7 @@ def test_arrays_along_queries_may_belong_to_those_at_hand(T: int) -> None:
     assert_equal(run(last(q, T, 1), k, v, LENGTHS), full_pass(q, k, v, T, **options(False)), 1e-4)
 
 
-@pytest.mark.parametrize("T", [2, 19])
+@pytest.mark.parametrize("T", [2, pytest.param(19, marks=pytest.mark.slow)])
 def test_gradients_equal_those_of_the_full_pass(T: int) -> None:
     rng = np.random.default_rng(7)
     shapes = ((B, T, N, D), (B, N, T), (B, N, T), (N,), (N, 11), (B, CAPACITY))

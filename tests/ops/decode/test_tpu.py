@@ -41,9 +41,8 @@ def run(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> Any:
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_equals_the_full_pass(name: str) -> None:
     q, k, v = arrays()
-    for T in (1, 3):
-        got = run(last(q, T, 1), spoil_beyond(k), v, **OPTIONS[name])
-        assert_equal(got, full_pass(q, k, v, T, **OPTIONS[name]))
+    got = run(last(q, 2, 1), spoil_beyond(k), v, **OPTIONS[name])
+    assert_equal(got, full_pass(q, k, v, 2, **OPTIONS[name]))
 
 
 def long(S: int, dtype: Any = jnp.float32, heads: tuple[int, int] = (N, K)) -> list[jax.Array]:
@@ -52,9 +51,10 @@ def long(S: int, dtype: Any = jnp.float32, heads: tuple[int, int] = (N, K)) -> l
     return [jnp.asarray(rng.normal(size=(2, *size, 7)), dtype) for size in sizes]
 
 
-@pytest.mark.parametrize("block_k", [128, 256])
-@pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("S", [512, 700])  # 700 slots are not whole blocks
+# 700 slots are not whole blocks.
+@pytest.mark.parametrize(
+    ("S", "splits", "block_k"), [(512, 1, 128), (512, 2, 256), (700, 1, 256), (700, 3, 128)]
+)
 def test_blocks_and_splits_are_merged(S: int, splits: int, block_k: int, monkeypatch: Any) -> None:
     q, k, v = long(S)
     length = np.array([S - 5, 130])
@@ -124,10 +124,9 @@ def test_every_visited_block_is_somebodys_and_no_other_is_read(splits: int) -> N
         assert sorted(seen) == sorted(order[b, :b].tolist())
 
 
-@pytest.mark.parametrize("T", [1, 3])
-def test_a_ring(T: int) -> None:
+def test_a_ring() -> None:
     q, k, v = arrays()
-    slots = 11
+    slots, T = 11, 3
     mask = attnjax.Causal() & attnjax.Window(slots - T, 0)
     rings = []
     for cache in (k, v):
@@ -142,7 +141,7 @@ def test_a_ring(T: int) -> None:
     assert_equal(got, full_pass(q, k, v, T, **options))
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.int8, jnp.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [None, jnp.int8])
 def test_pages_in_any_order(dtype: Any) -> None:
     rng = np.random.default_rng(2)
     length, size, M = np.array([150, 70]), 16, 10
@@ -163,10 +162,9 @@ def test_pages_in_any_order(dtype: Any) -> None:
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e5m2])
-def test_eight_bits(dtype: Any) -> None:
+def test_eight_bits() -> None:
     q, k, v = arrays()
-    (k8, k_scale), (v8, v_scale) = (attnjax.quantize_kv(x, dtype) for x in (k, v))
+    (k8, k_scale), (v8, v_scale) = (attnjax.quantize_kv(x, jnp.float8_e5m2) for x in (k, v))
     options = {"k_scale": k_scale, "v_scale": v_scale}
     got = run(last(q, 2, 1), k8, v8, **options)
     want = attnjax.decode(
@@ -190,7 +188,9 @@ def races() -> bool:
     return interpret_pallas_call.races.races_found
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "ring", "pages"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "pages", pytest.param("ring", marks=pytest.mark.slow)]
+)
 def test_on_a_simulated_tpu_nothing_is_read_before_it_is_written(
     layout: str, monkeypatch: Any
 ) -> None:
@@ -218,7 +218,7 @@ def test_on_a_simulated_tpu_nothing_is_read_before_it_is_written(
     assert not races()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_a_nan_reaches_the_rows_that_see_it_and_no_other(value: float) -> None:
     q, k, v = arrays()
     heads = np.arange(N).reshape(1, N, 1, 1)
