@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected a suite, {', '.join(_suites())}, or --compare A.json B.json")
     if unknown := [x for x in arguments.suites if x not in _suites()]:
         parser.error(f"expected suites of {', '.join(_suites())}; got {', '.join(unknown)}")
+    if len(arguments.suites) > 1 and {"gpu", "tpu"} & {*arguments.suites}:
+        parser.error("expected gpu or tpu by itself, for the other suites keep JAX on the CPU")
     if unknown := [x for x in arguments.target or () if x not in TARGETS]:
         parser.error(f"expected targets of {', '.join(TARGETS)}; got {', '.join(unknown)}")
     for name in arguments.suites:

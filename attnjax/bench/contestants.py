@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import attnjax
-from attnjax.bench import torch_contestants
+from attnjax.bench import torch_contestants, tpu_contestants
 from attnjax.bench.cases import Work, directed, named
 from attnjax.bench.prepared import Prepared
 from attnjax.ops.softmax.dispatch import IMPLEMENTATIONS
@@ -151,7 +151,10 @@ def _jax_nn(implementation: str) -> Callable[[Work], Attend]:
 
 def _tokamax(work: Work) -> Attend:
     import tokamax
+    from absl import flags
 
+    # Else it reads its options from this command's line, and stops at those it does not know.
+    flags.FLAGS.mark_as_parsed()
     window = None if work.window is None else (work.window, 0)
 
     def attend(q: Any, k: Any, v: Any, extras: Mapping[str, Any]) -> Any:
@@ -181,73 +184,6 @@ def _flax(work: Work) -> Attend:
     return attend
 
 
-def _flash(work: Work) -> Attend:
-    from jax.experimental.pallas.ops.tpu import flash_attention as library
-
-    if work.window is not None or work.prefix or work.soft_cap is not None:
-        raise NotImplementedError("flash_attention knows neither windows, prefixes nor soft caps")
-    block = min(1024, work.shape.T)
-    names = [x.name for x in dataclasses.fields(library.BlockSizes) if x.name != "block_b"]
-    sizes = library.BlockSizes(block_b=1, **dict.fromkeys(names, block))
-
-    def attend(q: Any, k: Any, v: Any, extras: Mapping[str, Any]) -> Any:
-        ids = extras.get("ids")
-        segments = None if ids is None else library.SegmentIds(ids, ids)
-        bias = extras.get("bias")
-        if bias is not None:
-            bias = jnp.broadcast_to(bias, (*q.shape[:2], *bias.shape[2:]))
-        scale = q.shape[-1] ** -0.5
-        return library.flash_attention(
-            q, k, v, bias, segments, causal=True, sm_scale=scale, block_sizes=sizes
-        )
-
-    return attend
-
-
-def _splash(work: Work) -> Attend:
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as library,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    if "bias" in work.extras:
-        raise NotImplementedError("splash_attention knows no bias")
-    T = work.shape.T
-    mask: Any = masks.CausalMask((T, T))
-    if work.prefix:
-        mask = masks.NumpyMask(np.asarray(work.dense)[0, 0])
-    elif work.window is not None:
-        mask = masks.LocalMask((T, T), (work.window, 0), 0)
-    block, inner = min(1024, T), min(512, T)
-    sizes = library.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=inner,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
-    )
-    kernel = library.make_splash_mha(
-        masks.MultiHeadMask([mask] * work.shape.N),
-        block_sizes=sizes,
-        attn_logits_soft_cap=work.soft_cap,
-        head_shards=1,
-        q_seq_shards=1,
-    )
-
-    def attend(q: Any, k: Any, v: Any, extras: Mapping[str, Any]) -> Any:
-        scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-        ids = extras.get("ids")
-        if ids is None:
-            return jax.vmap(lambda *qkv: kernel(*qkv))(scaled, k, v)
-        return jax.vmap(lambda q, k, v, i: kernel(q, k, v, library.SegmentIds(i, i)))(
-            scaled, k, v, ids
-        )
-
-    return attend
-
-
 def _dense_where_needed(work: Work) -> dict[str, Any]:
     """Returns the arrays for those who know `is_causal` and windows but no other mask."""
     wanted = work.prefix or "ids" in work.extras
@@ -273,7 +209,7 @@ def _needs(package: str | None, *platforms: str) -> Callable[[str], str | None]:
 
 
 def roster() -> list[Contestant]:
-    """Returns all contestants; the first one is what the others are compared with."""
+    """Returns all contestants; `attnjax` is what the others are compared with."""
     everywhere = _needs(None)
     named_ours = [
         Contestant(
@@ -290,8 +226,10 @@ def roster() -> list[Contestant]:
         Contestant(
             "jax.nn cudnn", _needs(None, "gpu"), of_jax(_jax_nn("cudnn"), _dense_where_needed)
         ),
-        Contestant("splash", _needs(None, "tpu"), of_jax(_splash, heads_first=True)),
-        Contestant("flash_attention", _needs(None, "tpu"), of_jax(_flash, heads_first=True)),
+        Contestant("splash", _needs(None, "tpu"), of_jax(tpu_contestants.splash, heads_first=True)),
+        Contestant(
+            "flash_attention", _needs(None, "tpu"), of_jax(tpu_contestants.flash, heads_first=True)
+        ),
         Contestant("torch SDPA", _needs("torch", "cpu", "gpu"), torch_contestants.sdpa),
         Contestant("tokamax", _needs("tokamax"), of_jax(_tokamax, _dense_where_needed)),
         *named_ours,

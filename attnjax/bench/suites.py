@@ -48,7 +48,7 @@ class Suite:
 
 SUITES = {
     "cpu": Suite("cpu", Shape(1, 4096, 8, 64, "float32"), 2048, 1200.0, 5, False),
-    "gpu": Suite("gpu", Shape(1, 8192, 16, 128, "bfloat16"), 8192, 450.0, 9, True),
+    "gpu": Suite("gpu", Shape(1, 8192, 16, 128, "bfloat16"), 8192, 420.0, 9, True),
     "tpu": Suite("tpu", Shape(1, 8192, 8, 128, "bfloat16"), 8192, 900.0, 9, True),
 }
 
@@ -87,16 +87,14 @@ def measure(
     log(f"matrix products: {rate:.2f} TFLOP/s")
     for k, name in enumerate(names):
         part = clock.part(1 / (len(names) - k))
-        if part.left() > 0:
-            work = cases.make(name, suite.shape)
-            expected = cases.reference(work, max(directions))
+        known = _work(suite, name, directions, part)
         for j, direction in enumerate(directions):
-            if part.left() > 0:
-                share = part.part(1 / (len(directions) - j))
-                found = _case(suite, work, direction, expected, present, share)
+            if isinstance(known, Exception):
+                why = f"no right numbers to compare with: {known}"
+                found = [entry(c.name, name, direction, "skipped", why) for c in present]
             else:
-                over = "the suite's time was over"
-                found = [entry(c.name, name, direction, "skipped", over) for c in present]
+                share = part.part(1 / (len(directions) - j))
+                found = _case(suite, *known, direction, present, share)
             for row in found:
                 if row["status"] == "ok":
                     row["share"] = row["tflops"] / rate
@@ -121,16 +119,31 @@ def line(row: dict[str, Any]) -> str:
     """Returns a row as one line of text."""
     head = f"{row['case']:10} {row['direction']:7} {row['contestant']:18}"
     if row["status"] != "ok":
-        return f"{head} {row['status']}: {row['reason'].splitlines()[0][:120]}"
+        return f"{head} {row['status']}: {' '.join(row['reason'].split())[:120]}"
     ratio = "" if row["ratio"] is None else f"{row['ratio']:7.2f} x attnjax"
     return f"{head} {row['median'] * 1e3:10.3f} ms {row['tflops']:8.2f} TFLOP/s {ratio}"
+
+
+def _work(
+    suite: Suite, name: str, directions: Sequence[str], clock: Clock
+) -> tuple[Work, dict[str, np.ndarray]] | Exception:
+    """Returns a case and its right numbers, or why there are none."""
+    if clock.left() <= 0:
+        return OutOfTimeError("the suite's time was over")
+    widest = "fwdbwd" if "fwdbwd" in directions else "fwd"
+
+    def prepare() -> tuple[Work, dict[str, np.ndarray]]:
+        work = cases.make(name, suite.shape)
+        return work, cases.reference(work, widest)
+
+    return attempt({name: prepare}, clock)[name]
 
 
 def _case(
     suite: Suite,
     work: Work,
-    direction: str,
     expected: Mapping[str, np.ndarray],
+    direction: str,
     contestants: Sequence[Contestant],
     clock: Clock,
 ) -> list[dict[str, Any]]:
@@ -143,10 +156,10 @@ def _case(
     rows: dict[str, dict[str, Any]] = {}
     for contestant, result in _prepared(suite, work, direction, contestants, clock.part(_READY)):
         if isinstance(result, Prepared):
-            if (wrong := _check(result, expected, suite.shape.dtype)) is None:
+            if (bad := _check(result, expected, suite.shape.dtype)) is None:
                 ready[contestant.name] = result
             else:
-                rows[contestant.name] = failed(contestant, "wrong", wrong)
+                rows[contestant.name] = failed(contestant, *bad)
         elif isinstance(result, NotImplementedError):
             rows[contestant.name] = failed(contestant, "refused", str(result))
         elif isinstance(result, OutOfTimeError):
@@ -157,7 +170,7 @@ def _case(
     beside = disturbed()
     seconds = samples(ready, clock, rounds=suite.rounds, least=2)
     medians = {n: statistics.median(x) for n, x in seconds.items()}
-    first = medians.get(contestants[0].name) if contestants else None
+    first = medians.get("attnjax")
     for n, prepared in ready.items():
         rows[n] = {
             **entry(n, work.name, direction, "ok", ""),
@@ -188,8 +201,10 @@ def _prepared(
     return [(c, results[c.name]) for c in contestants]
 
 
-def _check(prepared: Prepared, expected: Mapping[str, np.ndarray], dtype: str) -> str | None:
-    """Returns where a contestant's results differ from the right ones, or None."""
+def _check(
+    prepared: Prepared, expected: Mapping[str, np.ndarray], dtype: str
+) -> tuple[str, str] | None:
+    """Returns the status and the reason of a contestant whose results are not right, or None."""
     try:
         for name, found in prepared.results().items():
             right = expected[name]
@@ -199,10 +214,10 @@ def _check(prepared: Prepared, expected: Mapping[str, np.ndarray], dtype: str) -
                 found, right, rtol=tolerance, atol=tolerance * scale, err_msg=name
             )
     except AssertionError as error:
-        return " ".join(str(error).split())[:500]
+        return "wrong", " ".join(str(error).split())[:500]
     except Exception as error:
         # It compiled, and failed when it ran; as on a device without the memory for it.
-        return f"{type(error).__name__}: {error}"[:500]
+        return "failed", f"{type(error).__name__}: {error}"[:500]
     return None
 
 

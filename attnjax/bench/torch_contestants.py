@@ -60,7 +60,9 @@ def flex(work: Work, direction: str) -> Prepared:
         allowed, None if ids is None else work.shape.B, None, T, T, device=device
     )
     score_mod = None if bias is None and cap is None else changed
-    compiled = torch.compile(library.flex_attention)
+    # The compiler gives up on a function after eight variants, and then runs it uncompiled.
+    torch._dynamo.reset()
+    compiled = torch.compile(library.flex_attention, dynamic=False)
     return _prepared(
         lambda q, k, v: compiled(q, k, v, score_mod=score_mod, block_mask=block_mask),
         work,

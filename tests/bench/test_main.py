@@ -41,6 +41,7 @@ def test_a_suite_is_measured_and_written(tmp_path, capsys):
         (["cpus"], "got cpus"),
         (["gpu"], "needs a GPU; jax found cpu"),
         (["tpu"], "needs a TPU; jax found cpu"),
+        (["cpu", "gpu"], "expected gpu or tpu by itself"),
         (["cpu", "--contestant", "nobody"], "got nobody"),
         (["cpu", "--rounds", "0"], "expected at least 1; got 0"),
         (["tpu-static", "--target", "v3"], "expected targets of v5e, v5p, v6e, tpu7x; got v3"),

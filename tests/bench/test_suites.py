@@ -136,7 +136,7 @@ def test_wrong_and_failing_contestants_are_not_timed():
     found = {x["contestant"]: (x["status"], x["reason"]) for x in result["rows"]}
     assert found["fine"] == ("ok", "")
     assert found["wrong"][0] == "wrong" and "out" in found["wrong"][1]
-    assert found["unable"] == ("wrong", "MemoryError: too large")
+    assert found["unable"] == ("failed", "MemoryError: too large")
     assert found["refuses"] == ("refused", "knows no masks")
     assert found["fails"] == ("failed", "RuntimeError: no such kernel")
     assert found["elsewhere"] == ("absent", "not on cpu")

@@ -14,18 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from attnjax.bench.static.listing import Bundle, Listing, Operation
+from attnjax.bench.static.scalars import ADDRESS, Value, arithmetic, signed
 
 # Bundles after a branch that run whether or not it is taken.
 DELAY_SLOTS = 4
 _LIMIT = 200_000_000
-_ALLOCATION = 1 << 40
 _OPERAND = 1 << 60
 _TARGET = re.compile(r"\$region(\d+)")
 _POINTER = re.compile(r"#(allocation\w+)")
 _OFFSET = re.compile(r"[+] *(\$0x[0-9a-f]+|%\w+|\d+)")
 
-# None is a value that only the device knows.
-Value = int | None
 _Step = Callable[[list[Value]], None]
 
 
@@ -143,7 +141,7 @@ class Machine:
         """Returns what reads an operand: a value, a number, or the address of an allocation."""
         if pointer := _POINTER.search(text):
             base = self._allocations.setdefault(pointer[1], len(self._allocations) + 1)
-            base *= _ALLOCATION
+            base *= ADDRESS
             offset = _OFFSET.search(text)
             if offset is None:
                 return lambda values: base
@@ -166,8 +164,8 @@ class Machine:
             slot = self._slot(text[1:])
             return lambda values: values[slot]
         number = int(text, 0) if re.fullmatch(r"-?(0x)?[0-9a-f]+", text) else None
-        signed = None if number is None else _signed(number)
-        return lambda values: signed
+        wrapped = None if number is None else signed(number)
+        return lambda values: wrapped
 
     def _compile(self, operation: Operation) -> _Step | None:
         name = operation.name
@@ -191,7 +189,7 @@ class Machine:
 
             action = _assign(slot, load)
         else:
-            action = _assign(slot, _arithmetic(name, readers))
+            action = _assign(slot, arithmetic(name, readers))
         if operation.predicate is None:
             return action
         predicate, negated = self._slot(operation.predicate), operation.negated
@@ -275,109 +273,6 @@ def _sum(base: int, slot: int) -> Callable[[list[Value]], Value]:
         return None if offset is None else base + offset
 
     return total
-
-
-def _shift_left(a: int, b: int) -> int:
-    # An address in granules becomes one in smaller units: still the same place.
-    return a if abs(a) >= _ALLOCATION // 2 else _unsigned(a << b) if b < 32 else 0
-
-
-def _signed(x: int) -> int:
-    """Wraps to 32 bits, except addresses, which are larger."""
-    if abs(x) >= _ALLOCATION // 2:
-        return x
-    return (x + (1 << 31)) % (1 << 32) - (1 << 31)
-
-
-def _unsigned(x: int) -> int:
-    return x % (1 << 32)
-
-
-_TWO: dict[str, Callable[[int, int], int]] = {
-    "sadd": lambda a, b: a + b,
-    "ssub": lambda a, b: a - b,
-    "smul": lambda a, b: _unsigned(a * b),
-    "smulhi": lambda a, b: _unsigned(a) * _unsigned(b) >> 32,
-    "sand": lambda a, b: a & b,
-    "sor": lambda a, b: a | b,
-    "sxor": lambda a, b: a ^ b,
-    "sshll": _shift_left,
-    "sshrl": lambda a, b: _unsigned(a) >> b if b < 32 else 0,
-    "sshra": lambda a, b: a >> min(b, 31),
-    "smin": min,
-    "smax": max,
-    "scalar_lea": lambda a, b: a + b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-}
-_ONE: dict[str, Callable[[int], int]] = {
-    "smov": lambda a: a,
-    "pmov": lambda a: a,
-    "int_to_ptr": lambda a: a,
-    "pneg": lambda a: not a,
-    "sneg": lambda a: -a,
-    "snot": lambda a: ~a,
-}
-
-
-def _arithmetic(
-    name: str, readers: Sequence[Callable[[list[Value]], Value]]
-) -> Callable[[list[Value]], Value]:
-    """Returns what computes an instruction; unknown where an operand or the instruction is."""
-    parts = name.split(".")
-    kind = parts[1] if parts[0] == "scmp" else parts[0]
-    unsigned = "u32" in parts
-    if kind == "scalar_select":
-        condition, yes, no = readers
-
-        def select(values: list[Value]) -> Value:
-            chosen = condition(values)
-            return None if chosen is None else (yes if chosen else no)(values)
-
-        return select
-    if kind in ("por", "pand", "pnand", "pnor", "pxor"):
-        first, second = readers
-        return lambda values: _logic(kind, first(values), second(values))
-    if kind in _ONE and len(readers) == 1:
-        one, (only,) = _ONE[kind], readers
-
-        def unary(values: list[Value]) -> Value:
-            a = only(values)
-            return None if a is None else _signed(int(one(a)))
-
-        return unary
-    if kind in _TWO and len(readers) == 2:
-        two, (left, right) = _TWO[kind], readers
-
-        def binary(values: list[Value]) -> Value:
-            a, b = left(values), right(values)
-            if a is None or b is None:
-                return None
-            if unsigned and parts[0] == "scmp":
-                a, b = _unsigned(a), _unsigned(b)
-            return _signed(int(two(a, b)))
-
-        return binary
-    return lambda values: None
-
-
-def _logic(kind: str, a: Value, b: Value) -> Value:
-    if kind == "pxor":
-        return None if a is None or b is None else int(bool(a) != bool(b))
-    conjunction = kind in ("pand", "pnand")
-    absorbing = not conjunction
-    known = [bool(x) for x in (a, b) if x is not None]
-    if absorbing in known:
-        result = absorbing
-    elif len(known) == 2:
-        result = conjunction
-    else:
-        return None
-    return int(result != (kind in ("pnand", "pnor")))
 
 
 def _smem_words(array: np.ndarray) -> list[int]:

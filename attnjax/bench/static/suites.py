@@ -197,6 +197,6 @@ def _assembled(name: str, registers: int, warnings: Sequence[str]) -> str:
 def _line(row: dict[str, Any], unit: str) -> str:
     head = f"{row['case']:14} {row['direction']:7} {row['contestant']:16}"
     if row["status"] != "ok":
-        return f"{head} {row['status']}: {row['reason'].splitlines()[0][:120]}"
+        return f"{head} {row['status']}: {' '.join(row['reason'].split())[:120]}"
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f} x attnjax "
     return f"{head} {row['median']:12,} {unit} {ratio}{row['spills']:,} spills"

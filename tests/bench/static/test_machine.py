@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnjax.bench.static import listing, machine
+from attnjax.bench.static import listing, machine, scalars
 
 # Sums the two words of an operand to a trip count; visits a body where a word is positive.
 CODE = """
@@ -83,7 +83,7 @@ def test_a_branch_on_unknown_data_is_an_error():
 )
 def test_computes_as_the_scalar_unit_does(operation, operands, expected):
     readers = [lambda values, x=x: x for x in operands]
-    assert machine._arithmetic(operation, readers)([]) == expected
+    assert scalars.arithmetic(operation, readers)([]) == expected
 
 
 def test_words_of_smem():
