@@ -154,7 +154,8 @@ def _queries_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None
             dots = mgpu.product(q, mgpu.transposed(k))
             tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 0), partial)
             slope = mgpu.product(d_out, mgpu.transposed(v)) - mgpu.across(delta, t.shape, 0)
-            d_dots = _d_dots(call, refs, place, tile, slope)
+            # Where the mask hides a score its weight is 0, and the slope is finite.
+            d_dots = tile.steep * slope
             dq = mgpu.accumulate(dq, d_dots.astype(q.dtype), k, _staging(scratch, group))
             mgpu.barrier_arrive(scratch["used"].at[slot])
             return dq
@@ -267,14 +268,14 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
             staging = _staging(scratch, group)
             if "v" in sums:
                 weight = tile.weight.astype(k.dtype)
-                if "k" in sums:
+                if "k" in sums and call.only_scaled:
                     # A second copy, in float32, does not fit into the registers beside both sums.
-                    tile = tile._replace(weight=weight.astype(jnp.float32))
+                    tile = tile._replace(steep=weight.astype(jnp.float32))
                 sums["v"] = mgpu.accumulate(sums["v"], weight, d_out, staging)
             if "k" in sums:
                 slope = mgpu.product(v, mgpu.transposed(d_out))
                 delta = mgpu.load(scratch["delta"].at[slot], mgpu.COLUMNS)
-                d_dots = _d_dots(call, refs, place, tile, slope - mgpu.across(delta, t.shape, 1))
+                d_dots = tile.steep * (slope - mgpu.across(delta, t.shape, 1))
                 sums["k"] = mgpu.accumulate(sums["k"], d_dots.astype(k.dtype), q, staging)
             mgpu.barrier_arrive(scratch["used"].at[slot])
             return sums
@@ -313,11 +314,11 @@ class _Weights(NamedTuple):
 
     Attributes:
       weight: the weights.
-      scaled: the scaled dot products, where score_mods change them, else None.
+      steep: the same, times the derivatives of the scores by the scaled dot products.
     """
 
     weight: Array
-    scaled: Array | None
+    steep: Array
 
 
 def _weights(
@@ -329,34 +330,20 @@ def _weights(
     partial: bool,
 ) -> _Weights:
     view, scale = call.view, refs["scores"][0][0, 0]
-    scaled = None
+    one = jnp.float32(1)
     if call.only_scaled:
-        score = dots * (scale * mgpu.LOG2_E)
+        score, factor = dots * (scale * mgpu.LOG2_E), None
     else:
-        scaled = dots * scale
-        (score,) = gpu_parts.run(view.scores, (scaled,), *_reading(call, refs, place))
+        # Programs are elementwise, so their derivative is a factor. The dot products are scaled
+        # before, so that gradients leave the scale out, which is put back at the end.
+        score, factor = gpu_parts.run(
+            view.pulled, (dots * scale, one), refs["scores"], view.tile, place, {0: one}
+        )
         score *= mgpu.LOG2_E
     weight = jnp.exp2(score - logsumexp)
     if partial:
         weight = hide(view, refs["masks"], place, weight, 0.0)
-    return _Weights(weight, scaled)
-
-
-def _d_dots(
-    call: Backward, refs: Refs, place: gpu_parts.Place, tile: _Weights, slope: Array
-) -> Array:
-    """Returns the cotangent of a tile's scaled dot products."""
-    # Where the mask hides a score its weight is 0, and the slope is finite.
-    d_score = tile.weight * slope
-    if tile.scaled is None:
-        return d_score
-    pulled = (tile.scaled, d_score)
-    return gpu_parts.run(call.view.pulled, pulled, *_reading(call, refs, place))[1]
-
-
-def _reading(call: Backward, refs: Refs, place: gpu_parts.Place) -> tuple[Any, ...]:
-    # Tiles are scaled before, so that gradients leave the scale out, which is put back at the end.
-    return refs["scores"], call.view.tile, place, {0: jnp.float32(1)}
+    return _Weights(weight, weight if factor is None else weight * factor)
 
 
 def _staging(scratch: Refs, group: Array) -> Any:
