@@ -354,3 +354,10 @@ def test_few_queries_go_through_decode(options, T, way, monkeypatch):
     else:
         jax.eval_shape(layer.decode, *arguments)
     assert gone == [way]
+
+
+def test_steps_on_a_tpu_equal_the_full_pass():
+    layer, x = _layer(None, position=Rotary(), sinks=True, window=(4, 0)), _x()
+    with attnjax.emulate("tpu"):
+        got, _ = _generate(layer, x, layer.init_cache(B, CAPACITY))
+    np.testing.assert_allclose(got, layer(x, mask=Causal()), rtol=1e-4, atol=1e-5)

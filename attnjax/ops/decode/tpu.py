@@ -379,4 +379,4 @@ def check(problem: DecodeProblem) -> None:
             f"precision={problem.precision!r}: a TPU kernel multiplies by default or in full "
             "float32. Pass precision=None, 'default' or 'highest', or implementation='xla'."
         )
-    _lower(problem)
+    jax.eval_shape(lambda: _lower(problem)[1])  # traced only, so that nothing is computed twice

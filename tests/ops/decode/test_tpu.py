@@ -272,6 +272,16 @@ def test_a_traced_length_that_is_wrong_gives_nan() -> None:
             assert (np.isnan(x).reshape(B, -1).all(-1) == (np.array(wrong) != 5)).all()
 
 
+def test_examples_may_be_mapped_over() -> None:
+    q, k, v = arrays()
+    with attnjax.emulate("tpu"):
+        got = jax.vmap(lambda q, k, v, n: attnjax.decode(q, k, v, length=n))(
+            last(q, 1, 1)[:, None], k[:, None], v[:, None], LENGTHS
+        )
+    want = attnjax.decode(last(q, 1, 1), k, v, length=LENGTHS, implementation="xla")
+    np.testing.assert_allclose(got[:, 0], want, rtol=2e-5, atol=2e-5)
+
+
 def test_none_takes_the_kernel_on_a_tpu_where_it_can(monkeypatch: Any) -> None:
     q, k, v = arrays()
     with pytest.raises(NotImplementedError, match=r"computes on a cpu.*attnjax.emulate\('tpu'\)"):
