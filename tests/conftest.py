@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Before jax is imported: a test that wants an accelerator is run with JAX_PLATFORMS=cuda or =tpu.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Workers compile for TPUs side by side, and the compiler takes a lock as if it had the device.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import pytest
