@@ -58,6 +58,7 @@ class Shape:
       count: number of steps per batch element and head.
       width: 0 for a list of steps; for ranges, the number of steps of each row.
       batched: whether batch elements have schedules of their own.
+      alone: whether a row may have a single step.
       apart: for a schedule that tells FULL_AFTER from FULL, the block sizes of rows and columns.
     """
 
@@ -65,6 +66,7 @@ class Shape:
     width: int
     batched: bool
     apart: tuple[int, int] | None = None
+    alone: bool = True
 
 
 class Steps(NamedTuple):
@@ -142,23 +144,23 @@ def make_steps(
         )
     if host:
         visits = np.maximum((kinds != EMPTY).sum(axis=2), 1)
-        count = int(visits.sum(axis=1).max())
+        count, alone = int(visits.sum(axis=1).max()), bool((visits == 1).any())
     else:
-        count = rows * columns
+        count, alone = rows * columns, True
     if batch * count * 4 <= budget:
         if blocks is not None:
             xp: Any = np if host else jnp
             q, k = xp.arange(rows)[:, None] * blocks[0], xp.arange(columns) * blocks[1]
             kinds = xp.where((kinds == FULL) & (k > q), xp.int8(FULL_AFTER), kinds)
         words = _list(kinds, count) if host else _list_in_trace(kinds, count)
-        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1, blocks))
+        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1, blocks, alone))
     if batch * rows * 8 > budget:
         raise NotImplementedError(
             f"a schedule of {batch} x {rows} rows of blocks takes more than {budget} bytes of "
             "scalar memory. Use larger blocks, or shard the batch."
         )
     words, width = _ranges(kinds)
-    return Steps(jnp.asarray(words), Shape(rows * width, width, batch > 1, blocks))
+    return Steps(jnp.asarray(words), Shape(rows * width, width, batch > 1, blocks, width == 1))
 
 
 def _list(kinds: np.ndarray, count: int) -> np.ndarray:

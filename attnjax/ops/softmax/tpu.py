@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from attnjax.numerics import MASKED
+from attnjax.numerics import MASKED, widen
 from attnjax.ops import tuning
 from attnjax.ops.derivatives import differentiable
 from attnjax.ops.kernels.programs import Tile, lower_mask, lower_scores
 from attnjax.ops.kernels.steps import Steps, make_steps
 from attnjax.ops.kernels.tpu_parts import LANES, parts_of
+from attnjax.ops.softmax import blockwise
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.ops.softmax.tpu_backward import backward
 from attnjax.ops.softmax.tpu_call import Arguments, Call, Pass, inputs_of
 from attnjax.ops.softmax.tpu_forward import forward
 from attnjax.ops.tiles import Tiling
 from attnjax.platform import platform
+from attnjax.scores import ScoreMod
 
 _REFUSAL = (
     "A second reverse-mode derivative of attention is not available on a TPU. Use forward mode for "
@@ -181,46 +185,83 @@ def attend(
         precision=_precision(problem),
         stats=problem.stats,
         dropout=None if dropout is None else (dropout.rate, dropout.shared),
+        one_sided=problem.mask.offsets()[1] <= 0 and problem.q.dtype == jnp.bfloat16,
         only_scaled=not problem.score_mods,
         interpret=platform().interpret,
     )
-    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (problem.q, problem.k, problem.v))
-    arguments = Arguments(
-        q,
-        k,
-        v,
-        problem.sinks,
-        *arrays[0],
-        None if dropout is None else dropout.words(),
-        *schedules,
+    run_plain, plain = blockwise.operation(problem, make_tiling(problem))
+    declared = 1 + sum(
+        len(m.operands(tile.sizes)) for m in problem.score_mods if isinstance(m, ScoreMod)
     )
-    flat, structure = jax.tree.flatten(arguments)
+    (score_arrays, mask_arrays), *_ = arrays
+    given = _Given(plain, score_arrays[declared:], mask_arrays, *schedules)
+    flat, structure = jax.tree.flatten(given)
     op = differentiable(
-        functools.partial(_forward, call, structure),
-        functools.partial(_backward, call, structure),
+        functools.partial(_forward, call, structure, declared),
+        functools.partial(_backward, call, structure, declared),
         num_smooth=3 if problem.stats else 1,
         refusal=_REFUSAL,
+        plain=functools.partial(_plain, run_plain, structure),
     )
     out, *rows = op(*flat)
-    out = jnp.moveaxis(out, 1, 2)
     if not problem.stats:
         return out, None
     logsumexp, entropy, max_logit, sink_mass, distance = rows
     return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
 
 
+class _Given(NamedTuple):
+    """What the operation is given.
+
+    Attributes:
+      plain: what blockwise takes for the same call; forward mode goes through that.
+      captured: arrays and numbers that score_mods captured, as far as kernels look them up.
+      mask: arrays of the mask's programs.
+      by_query, back_by_query, by_key: words of the schedules.
+    """
+
+    plain: blockwise.Arguments
+    captured: tuple[Array, ...]
+    mask: tuple[Array, ...]
+    by_query: Array
+    back_by_query: Array
+    by_key: Array
+
+
+def _plain(
+    run: Callable[..., tuple[Array, ...]], structure: Any, flat: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    """Computes the same in plain JAX."""
+    return run(*jax.tree.unflatten(structure, flat).plain)
+
+
+def _arguments(given: _Given, declared: int) -> Arguments:
+    """Returns what the kernels compute with; the first `declared` arrays of scores are plain's."""
+    q, k, v, sinks, scores, _, words, *_ = given.plain
+    return Arguments(
+        q,
+        k,
+        v,
+        None if sinks is None else sinks.reshape(-1),
+        (*(widen(x, jnp.dtype(jnp.float32)) for x in scores[:declared]), *given.captured),
+        given.mask,
+        words,
+        *given[3:],
+    )
+
+
 def _forward(
-    call: Call, structure: Any, flat: tuple[Array, ...]
+    call: Call, structure: Any, declared: int, flat: tuple[Array, ...]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Computes outputs and statistics; the residuals are what the backward pass reuses."""
-    arguments: Arguments = jax.tree.unflatten(structure, flat)
+    arguments = _arguments(jax.tree.unflatten(structure, flat), declared)
     tile = call.forward.tile
     inputs = inputs_of(tile, arguments)
     out, rows = forward(call, arguments, inputs)
     # The flags of bad queries return here; an empty row saw nothing, its own NaN included.
     logsumexp = rows[:, :, 0, : tile.T]
     spoil = jnp.where(logsumexp == MASKED, 0, inputs.bad_rows)
-    out = out[:, :, : tile.T] + spoil[..., None].astype(out.dtype)
+    out = jnp.moveaxis(out[:, :, : tile.T] + spoil[..., None].astype(out.dtype), 1, 2)
     names = (0, 2, 1, 3, 4) if call.stats else (0,)
     numbers = tuple(rows[:, :, n, : tile.T] + spoil for n in names)
     if call.stats:
@@ -231,20 +272,46 @@ def _forward(
 def _backward(
     call: Call,
     structure: Any,
+    declared: int,
     flat: tuple[Array, ...],
     residuals: tuple[Array, ...],
     cotangents: tuple[Array | None, ...],
     wanted: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """Computes the cotangents of everything that is wanted."""
-    arguments: Arguments = jax.tree.unflatten(structure, flat)
-    want: Arguments = jax.tree.unflatten(structure, wanted)
+    given: _Given = jax.tree.unflatten(structure, flat)
+    want: _Given = jax.tree.unflatten(structure, wanted)
+    arguments, wants = _arguments(given, declared), want.plain
     inputs = inputs_of(call.by_query.tile, arguments)
-    grads = backward(call, arguments, inputs, residuals, cotangents, want)
+    grads = backward(
+        call,
+        arguments,
+        inputs,
+        (jnp.moveaxis(residuals[0], 2, 1), *residuals[1:]),
+        tuple(
+            jnp.moveaxis(c, 2, 1) if n == 0 and c is not None else c
+            for n, c in enumerate(cotangents)
+        ),
+        arguments._replace(
+            q=wants.q, k=wants.k, v=wants.v, scores=(*wants.scores[:declared], *want.captured)
+        ),
+    )
     # In the order of the flattened arguments; masks, dropout and schedules have no derivative.
-    found = [grads.q, grads.k, grads.v, *(() if grads.sinks is None else (grads.sinks,))]
-    found += grads.scores
-    found += [None] * (len(flat) - len(found))
+    # What a score_mod captured gets its cotangent where kernels look it up, not in plain's copy.
+    copies = [jnp.zeros_like(x) for x in given.plain.scores[declared:]]
+    sinks = [] if grads.sinks is None else [grads.sinks.reshape(call.K, call.groups)]
+    found: list[Array | None] = [
+        grads.q,
+        grads.k,
+        grads.v,
+        *sinks,
+        *grads.scores[:declared],
+        *copies,
+    ]
+    others = len(jax.tree.leaves(given.plain)) - len(found)
+    nothing: list[Array | None] = [None]
+    found += [*nothing * others, *grads.scores[declared:]]
+    found += nothing * (len(flat) - len(found))
     return tuple(
         g.astype(x.dtype) if w and g is not None else None
         for g, x, w in zip(found, flat, wanted, strict=True)

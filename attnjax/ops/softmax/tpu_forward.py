@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from attnjax.masks import FULL, PARTIAL
+from attnjax.masks import EMPTY, FULL, PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.kernels import steps
 from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of
@@ -76,6 +77,10 @@ class _State(NamedTuple):
     surprise: Any
     reach: Any
     first: Any
+
+    def read(self) -> _State:
+        """Returns what its references hold."""
+        return _State(*(None if ref is None else ref[...] for ref in self))
 
 
 def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Array]:
@@ -175,55 +180,82 @@ def _kernel(
 ) -> None:
     b, h, s = (pl.program_id(n) for n in range(3))
     t = call.forward.tile
-    step = steps.read(call.forward.steps, words_ref, b, s)
+    shape = call.forward.steps
+    step = steps.read(shape, words_ref, b, s)
     index = t.index(b, h, step.row * t.block_q, step.column * t.block_k)
 
     @pl.when(step.first == 1)
-    def start() -> None:
-        for ref in (state.largest, state.first):
-            if ref is not None:
-                ref[...] = jnp.full_like(ref, MASKED)
-        for ref in (state.out, state.total, state.surprise, state.reach):
-            if ref is not None:
-                ref[...] = jnp.zeros_like(ref)
+    def turn() -> None:
         score_parts.turn(reads.scores, score_columns)
         mask_parts.turn(reads.mask, mask_columns)
 
-    def visit(*, partial: bool, after: bool = False) -> None:
+    def visit(before: _State | None, *, partial: bool, after: bool = False) -> _State:
         parts = score_parts.read(reads.scores, score_columns, b, h)
         chosen = None
         if partial:
             seen = mask_parts.read(reads.mask, mask_columns, b, h)
             chosen = allowed(call.forward, index, seen)
-        _update(call, reads, state, step, index, parts, chosen, after=after)
+        return _update(call, reads, before, step, index, parts, chosen, after=after)
 
-    pl.when(step.kind == PARTIAL)(functools.partial(visit, partial=True))
-    if call.stats:
-        pl.when(step.kind == FULL)(functools.partial(visit, partial=False))
-        pl.when(step.kind == steps.FULL_AFTER)(functools.partial(visit, partial=False, after=True))
-    else:
-        pl.when(step.kind >= FULL)(functools.partial(visit, partial=False))
-
-    @pl.when(step.last == 1)
-    def finish() -> None:
+    def finish(found: _State) -> None:
         sink = None if reads.sinks is None else reads.sinks[h]
-        out, rows = _finish(call, state, reads.units[1], sink)
+        out, rows = _finish(call, found, reads.units[1], sink)
         out_ref[...] = out.astype(out_ref.dtype)
-        rows_ref[...] = rows
+        for n, row in enumerate(rows):
+            rows_ref[n : n + 1, :] = row
+
+    def when(condition: Array, run: Callable[..., None]) -> None:
+        """Runs for each kind of block that has something to compute."""
+        pl.when(condition & (step.kind == PARTIAL))(functools.partial(run, partial=True))
+        if shape.apart is None:
+            pl.when(condition & (step.kind >= FULL))(functools.partial(run, partial=False))
+            return
+        pl.when(condition & (step.kind == FULL))(functools.partial(run, partial=False))
+        pl.when(condition & (step.kind == steps.FULL_AFTER))(
+            functools.partial(run, partial=False, after=True)
+        )
+
+    # A row with a single block needs no running state, and is finished in one go.
+    alone = (step.first & step.last == 1) & (step.kind != EMPTY)
+    if shape.alone:
+
+        def visit_alone(**how: bool) -> None:
+            finish(visit(None, **how))
+
+        when(alone, visit_alone)
+
+    @pl.when((step.first == 1) & ~alone)
+    def start() -> None:
+        for name, ref in state._asdict().items():
+            if ref is not None:
+                fill = MASKED if name in ("largest", "first") else 0
+                ref[...] = jnp.full(ref.shape, fill, ref.dtype)
+
+    def visit_next(**how: bool) -> None:
+        found = visit(state.read(), **how)
+        for ref, x in zip(state, found, strict=True):
+            if ref is not None:
+                ref[...] = x
+
+    when(~alone, visit_next)
+
+    @pl.when((step.last == 1) & ~alone)
+    def end() -> None:
+        finish(state.read())
 
 
 def _update(
     call: Call,
     reads: _Reads,
-    state: _State,
+    state: _State | None,
     step: steps.Step,
     index: Index,
     parts: list[Array],
     chosen: Array | None,
     *,
     after: bool,
-) -> None:
-    """Takes one block of keys into the running softmax of one block of rows."""
+) -> _State:
+    """Takes one block of keys into the running softmax of one block of rows, or begins it."""
     t, factor = call.forward.tile, reads.units[0]
     score = dot(call, reads.q[...], reads.k[...], (1, 1))
     if not call.only_scaled:
@@ -235,63 +267,37 @@ def _update(
     else:
         score = jnp.where(chosen, score + reads.bad[...], MASKED)
         top = jnp.max(score, axis=1, keepdims=True)
-    before = state.largest[...]
-    largest = jnp.maximum(before, top)
+    if state is None:
+        largest = jnp.broadcast_to(top, (t.block_q, LANES))
+    else:
+        largest = jnp.maximum(state.largest, top)
     shift = finite_max(largest)
-    moved = (before - shift) * factor
-    shrink = jnp.exp2(moved)
     exponent = (score - across(shift, t.block_k)) * factor
     weight = jnp.exp2(exponent)
-    if call.stats:
-        found = _Found(score, weight, exponent, shrink, moved, chosen is None, after)
-        _update_stats(call, state, step, index, found)
-    state.total[...] = state.total[...] * shrink + lane_sums(weight)
     (kept,) = drop(call, reads.words, index, weight)
-    product = dot(call, kept.astype(reads.v.dtype), reads.v[...], (1, 0))
-    state.out[...] = state.out[...] * across(shrink, product.shape[1]) + product
-    state.largest[...] = largest
-
-
-class _Found(NamedTuple):
-    """What `_update` knows of a block: see there.
-
-    Attributes:
-      score, weight, exponent, shrink: as there.
-      moved: the exponent of `shrink`.
-      full: whether every row sees every key, and all keys are on one side of all rows.
-      after: whether they are after them, if so.
-    """
-
-    score: Array
-    weight: Array
-    exponent: Array
-    shrink: Array
-    moved: Array
-    full: bool
-    after: bool
-
-
-def _update_stats(call: Call, state: _State, step: steps.Step, index: Index, found: _Found) -> None:
-    """Takes one block of keys into the sums of which the statistics are made."""
-    t, weight, shrink = call.forward.tile, found.weight, found.shrink
-    exponent = found.exponent
-    if not (found.full and call.only_scaled):
-        # Minus infinity times its weight, 0, is NaN.
-        exponent = jnp.maximum(exponent, LOWEST_EXPONENT)
-    moved = jnp.maximum(found.moved, LOWEST_EXPONENT)
-    old = state.surprise[...] + state.total[...] * moved
-    state.surprise[...] = old * shrink + lane_sums(weight * exponent)
-    if found.full and t.block_k % LANES == 0:
-        reach = _reach(weight, step, t, after=found.after)
-    else:
-        apart = jnp.abs(index.q - index.k).astype(jnp.float32)
-        reach = lane_sums(weight * apart)
-    state.reach[...] = state.reach[...] * shrink + reach
-
-    @pl.when(step.column == 0)
-    def keep_first() -> None:
+    out = dot(call, kept.astype(reads.v.dtype), reads.v[...], (1, 0))
+    total, reach = _reach(call, step, index, weight, full=chosen is None, after=after)
+    surprise = first = None
+    if call.stats:
+        if chosen is not None or not call.only_scaled:
+            # Minus infinity times its weight, 0, is NaN.
+            exponent = jnp.maximum(exponent, LOWEST_EXPONENT)
+        surprise = lane_sums(weight * exponent)
         width = min(LANES, t.block_k)
-        state.first[:, :width] = found.score[:, :width]
+        begun = jnp.full_like(largest, MASKED) if state is None else state.first
+        # No branch: the compiler would not move anything past it.
+        first = jnp.where(step.column == 0, score[:, :width], begun[:, :width])
+        first = jnp.concatenate([first, begun[:, width:]], axis=1) if width < LANES else first
+    if state is None:
+        return _State(largest, out, total, surprise, reach, first)
+    moved = (state.largest - shift) * factor
+    shrink = jnp.exp2(moved)
+    out = state.out * across(shrink, out.shape[1]) + out
+    if surprise is not None and reach is not None:
+        moved = jnp.maximum(moved, LOWEST_EXPONENT)
+        surprise = (state.surprise + state.total * moved) * shrink + surprise
+        reach = state.reach * shrink + reach
+    return _State(largest, out, state.total * shrink + total, surprise, reach, first)
 
 
 def lane_sums(x: Array) -> Array:
@@ -303,12 +309,27 @@ def lane_sums(x: Array) -> Array:
     return functools.reduce(jnp.add, (x[:, c : c + LANES] for c in range(0, width, LANES)))
 
 
-def _reach(weight: Array, step: steps.Step, tile: Any, *, after: bool) -> Array:
-    """Sums weights times distances by lane, where all keys lie on one side of all queries.
+def _reach(
+    call: Call,
+    step: steps.Step,
+    index: Index,
+    weight: Array,
+    *,
+    full: bool,
+    after: bool,
+) -> tuple[Array, Array | None]:
+    """Sums weights and, with statistics, weights times distances, by lane.
 
-    The number of whole lanes' widths between a key and the block's end that is nearer to the
-    queries is summed by adding partial sums up: one addition per weight, and nothing to cancel.
+    Where all keys lie on one side of all queries, the number of whole lanes' widths between a key
+    and the block's end that is nearer to the queries is summed by adding partial sums up: one
+    addition per weight, and nothing to cancel.
     """
+    if not call.stats:
+        return lane_sums(weight), None
+    tile = call.forward.tile
+    if tile.block_k % LANES or not (full or call.one_sided):
+        apart = jnp.abs(index.q - index.k).astype(jnp.float32)
+        return lane_sums(weight), lane_sums(weight * apart)
     chunks = [weight[:, c : c + LANES] for c in range(0, tile.block_k, LANES)]
     if after:
         chunks.reverse()
@@ -316,55 +337,71 @@ def _reach(weight: Array, step: steps.Step, tile: Any, *, after: bool) -> Array:
     for chunk in chunks[1:]:
         far = far + total
         total = total + chunk
-    shape = (tile.block_q, LANES)
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    row = jax.lax.broadcasted_iota(jnp.int32, total.shape, 0)
+    lane = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
     q, k = step.row * tile.block_q + row, step.column * tile.block_k + lane
     # Of the nearest chunk: the last where keys come before queries, else the first.
     near = k - q if after else q - k - (tile.block_k - LANES)
-    return far * LANES + total * near.astype(jnp.float32)
+    return total, far * LANES + total * near.astype(jnp.float32)
 
 
-def _finish(call: Call, state: _State, unit: Array, sink: Array | None) -> tuple[Array, Array]:
-    """Normalises finished rows: output, and the numbers per row, of which the first is logsumexp.
+def _finish(
+    call: Call, state: _State, unit: Array, sink: Array | None
+) -> tuple[Array, list[Array]]:
+    """Normalises finished rows.
 
-    All but the output are `[block_q, LANES]` with lanes alike.
+    Returns:
+      The output `[block_q, D]`; and the numbers per row, `[1, block_q]`, logsumexp first.
     """
-
-    def whole(x: Array) -> Array:
-        return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape)
-
-    largest = state.largest[...]
+    lane = jax.lax.broadcasted_iota(jnp.int32, state.largest.shape, 1)
+    ends = state.largest
+    if call.stats:
+        ends = jnp.where(lane == 0, ends, state.first[:, :1])
+    ends = ends.T
+    largest, first = ends[:1], ends[1:2]
+    sums = [
+        jnp.sum(x.T, axis=0, keepdims=True)
+        for x in (state.total, state.surprise, state.reach)
+        if x is not None
+    ]
+    column = jnp.sum(state.total, axis=1, keepdims=True)
+    scale, *_ = _normaliser(state.largest, column, unit, sink)
+    out = state.out * across(scale, state.out.shape[1])
+    scale, shift, total, weight = _normaliser(largest, sums[0], unit, sink)
     empty = largest == MASKED
-    first = (state.first[:, :1] - finite_max(largest)) * unit if call.stats else None
-    largest = finite_max(largest) * unit
-    total = whole(state.total[...])
-    shift, shrink = largest, jnp.ones_like(largest)
-    surprise = whole(state.surprise[...]) * _LN2 if call.stats else None
+    logsumexp = jnp.where(empty, MASKED, jnp.log(total) + shift)
+    if not call.stats:
+        return out, [logsumexp]
+    finite = finite_max(largest)
+    moved = jnp.maximum(finite * unit - shift, LOWEST_EXPONENT)
+    surprise = jnp.exp(moved) * (sums[1] * _LN2 + sums[0] * moved)
     if sink is not None:
-        shift = jnp.maximum(largest, sink)
-        shrink = jnp.exp(largest - shift)
-        weight = jnp.exp(sink - shift)
-        if surprise is not None:
-            moved = jnp.maximum(largest - shift, LOWEST_EXPONENT)
-            surprise = shrink * (surprise + total * moved)
-            surprise += weight * jnp.maximum(sink - shift, LOWEST_EXPONENT)
+        surprise += weight * jnp.maximum(sink - shift, LOWEST_EXPONENT)
+    return out, [
+        logsumexp,
+        jnp.where(empty, MASKED, finite * unit),
+        jnp.where(empty, 0, jnp.log(total) - surprise / total),
+        jnp.exp((first - finite) * unit) * scale,
+        sums[2] * scale,
+    ]
+
+
+def _normaliser(
+    largest: Array, total: Array, unit: Array, sink: Array | None
+) -> tuple[Array, Array, Array, Array | float]:
+    """Takes a sink into the sums of rows.
+
+    Returns:
+      The factor that turns sums of weights into shares, 0 for a row with nothing to see; what
+      scores are relative to; the sum of weights, 1 for such a row; the weight of the sink.
+    """
+    empty = largest == MASKED
+    shift = finite_max(largest) * unit
+    shrink: Array | float = 1.0
+    weight: Array | float = 0.0
+    if sink is not None:
+        known, shift = shift, jnp.maximum(shift, sink)
+        shrink, weight = jnp.exp(known - shift), jnp.exp(sink - shift)
         total = total * shrink + weight
     total = jnp.where(empty, 1, total)
-    scale = jnp.where(empty, 0, shrink / total)
-    out = state.out[...] * across(scale, state.out.shape[1])
-    log_total = jnp.log(total)
-    logsumexp = jnp.where(empty, MASKED, log_total + shift)
-    rows = [logsumexp]
-    if surprise is not None and first is not None:
-        rows += [
-            jnp.where(empty, MASKED, largest),
-            jnp.where(empty, 0, log_total - surprise / total),
-            jnp.exp(first) * scale,
-            jnp.where(empty, 0, whole(state.reach[...]) * scale),
-        ]
-    lane = jax.lax.broadcasted_iota(jnp.int32, rows[0].shape, 1)
-    packed = rows[0]
-    for n, row in enumerate(rows[1:], 1):
-        packed = jnp.where(lane == n, row, packed)
-    return out, packed.T[:ROWS]
+    return jnp.where(empty, 0, shrink / total), shift, total, weight
