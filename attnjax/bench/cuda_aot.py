@@ -133,11 +133,13 @@ class Call(NamedTuple):
       mask: a mask of shapes or arrays.
       score_mod: score_mods.
       sinks: whether there are sinks.
+      stats: whether statistics are wanted, with gradients.
     """
 
     mask: Any = None
     score_mod: Any = None
     sinks: bool = False
+    stats: bool = False
 
 
 B, T, N, K = 2, 1024, 8, 4
@@ -162,6 +164,9 @@ def calls() -> dict[str, Call]:
         "soft cap": Call(causal, attnjax.soft_cap(30.0)),
         "alibi": Call(causal, attnjax.alibi(N)),
         "bias": Call(causal, attnjax.bias(jnp.zeros((N, T, T)))),
+        "statistics": Call(causal, stats=True),
+        "documents, stats": Call(attnjax.Segments(documents) & causal, stats=True),
+        "all": Call(attnjax.Window(255, 0), attnjax.soft_cap(30.0), sinks=True, stats=True),
         "soft cap, sinks": Call(attnjax.Window(255, 0), attnjax.soft_cap(30.0), sinks=True),
     }
 
@@ -180,11 +185,13 @@ def reports(width: int, dtype: Any, call: Call) -> list[Kernel]:
                 mask=call.mask,
                 score_mod=call.score_mod,
                 sinks=sinks,
+                stats=call.stats,
                 implementation="gpu",
             )
 
         out, pull = jax.vjp(attend, q, k, v, sinks)
-        return out, pull(d_out)
+        d_stats = jax.tree.map(jnp.ones_like, out[1]) if call.stats else None
+        return out, pull((d_out, d_stats) if call.stats else d_out)
 
     with attnjax.emulate("gpu", interpret=False):
         return kernels_of(run, q, k, k, sinks, q)

@@ -34,7 +34,6 @@ def check(problem: Problem) -> None:
         mosaic_gpu.interpreter()
     size = problem.sizes
     for refused, reason in (
-        (problem.stats, "the GPU kernels return no statistics. Pass stats=False"),
         (problem.dropout is not None, "the GPU kernels have no dropout"),
         (
             problem.precision is not None,
@@ -92,8 +91,8 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
       problem: a call that `check` accepts; no axis may be empty.
 
     Returns:
-      The output `[B, T, N, D]` in the dtype of `v`, and None for the statistics.
+      The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
     """
     from attnjax.ops.softmax import gpu_operation
 
-    return gpu_operation.compute(problem, interpret=platform().interpret), None
+    return gpu_operation.compute(problem, interpret=platform().interpret)

@@ -18,7 +18,16 @@ from jaxtyping import Array, Float
 
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
-from attnjax.ops.softmax.gpu_call import HEAD_BITS, Inputs, Pass, Refs, Tables, hide, take_turns
+from attnjax.ops.softmax.gpu_call import (
+    HEAD_BITS,
+    LOWEST,
+    Inputs,
+    Pass,
+    Refs,
+    Tables,
+    hide,
+    take_turns,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +56,14 @@ class RowTerms(NamedTuple):
       d_out: cotangent of the output, times a power of two that keeps products in range.
       logsumexp: in base 2; plus infinity where a row is empty, so that its weights vanish.
       delta: what all scores of a row have in common, times the same.
+      d_entropy: cotangent of the entropy, times the same, or None.
       factors: what the gradients of queries, keys and values are multiplied by.
     """
 
     d_out: Float[Array, "B T N D"]
     logsumexp: Float[Array, "B N T"]
     delta: Float[Array, "B N T"]
+    d_entropy: Float[Array, "B N T"] | None
     factors: Float[Array, "3"]
 
 
@@ -66,6 +77,7 @@ def _start(
         "d_out": rows.d_out,
         "logsumexp": rows.logsumexp,
         "delta": rows.delta,
+        "d_entropy": rows.d_entropy,
         "factors": rows.factors,
         "numbers": jnp.arange(max(inputs.q.shape[1], inputs.k.shape[1]), dtype=jnp.int32),
         "order": tables.rows.order,
@@ -142,6 +154,10 @@ def _queries_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None
             )
         logsumexp = mgpu.load(refs["logsumexp"].at[b, h, span], mgpu.ROWS)
         delta = mgpu.load(refs["delta"].at[b, h, span], mgpu.ROWS)
+        d_entropy = None
+        if refs["d_entropy"] is not None:
+            d_entropy = mgpu.load(refs["d_entropy"].at[b, h, span], mgpu.ROWS)
+        of_rows = logsumexp, d_entropy
         mgpu.barrier_wait(scratch["own"].at[group])
 
         def visit(n: Array, dq: Array, *, partial: bool) -> Array:
@@ -152,10 +168,10 @@ def _queries_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None
             )
             mgpu.barrier_wait(scratch["ready"].at[slot])
             dots = mgpu.product(q, mgpu.transposed(k))
-            tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 0), partial)
+            spread = [None if x is None else mgpu.across(x, t.shape, 0) for x in of_rows]
+            tile = _weights(call, refs, place, dots, spread, partial=partial)
             slope = mgpu.product(d_out, mgpu.transposed(v)) - mgpu.across(delta, t.shape, 0)
-            # Where the mask hides a score its weight is 0, and the slope is finite.
-            d_dots = tile.steep * slope
+            d_dots = tile.d_dots(slope)
             dq = mgpu.accumulate(dq, d_dots.astype(q.dtype), k, _staging(scratch, group))
             mgpu.barrier_arrive(scratch["used"].at[slot])
             return dq
@@ -221,11 +237,12 @@ def _d_keys(call: Backward, inputs: Inputs, rows: RowTerms, tables: Tables) -> S
             "d_out": mgpu.matrix(slots, t.block_q, H, dtype=dtype),
             "logsumexp": mgpu.vector(slots, t.block_q),
             "delta": mgpu.vector(slots, t.block_q),
+            "d_entropy": None if rows.d_entropy is None else mgpu.vector(slots, t.block_q),
             "staging": mgpu.matrix(W, t.block_k, t.block_q, dtype=dtype)
             if call.interpret
             else None,
             "own": mgpu.barriers(W, 2),
-            "ready": mgpu.barriers(slots, 4),
+            "ready": mgpu.barriers(slots, 4 if rows.d_entropy is None else 5),
             "used": mgpu.barriers(slots, W),
         },
         grid=(K, tables.rows.order.shape[1], B),
@@ -263,8 +280,12 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
             place = gpu_parts.Place(b, kv * heads + g, i * t.block_q, first, refs["numbers"])
             mgpu.barrier_wait(scratch["ready"].at[slot])
             dots = mgpu.product(k, mgpu.transposed(q))
-            logsumexp = mgpu.load(scratch["logsumexp"].at[slot], mgpu.COLUMNS)
-            tile = _weights(call, refs, place, dots, mgpu.across(logsumexp, t.shape, 1), partial)
+            of_rows = (scratch[name] for name in ("logsumexp", "d_entropy"))
+            spread = [
+                None if x is None else mgpu.across(mgpu.load(x.at[slot], mgpu.COLUMNS), t.shape, 1)
+                for x in of_rows
+            ]
+            tile = _weights(call, refs, place, dots, spread, partial=partial)
             staging = _staging(scratch, group)
             if "v" in sums:
                 weight = tile.weight.astype(k.dtype)
@@ -275,7 +296,7 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
             if "k" in sums:
                 slope = mgpu.product(v, mgpu.transposed(d_out))
                 delta = mgpu.load(scratch["delta"].at[slot], mgpu.COLUMNS)
-                d_dots = tile.steep * (slope - mgpu.across(delta, t.shape, 1))
+                d_dots = tile.d_dots(slope - mgpu.across(delta, t.shape, 1))
                 sums["k"] = mgpu.accumulate(sums["k"], d_dots.astype(k.dtype), q, staging)
             mgpu.barrier_arrive(scratch["used"].at[slot])
             return sums
@@ -295,10 +316,12 @@ def _keys_kernel(call: Backward, refs: Refs, out: Any, scratch: Refs) -> None:
         def fetch(m: Array, slot: Array) -> None:
             g, i = _turn(refs, at, row, m)
             h, span = kv * heads + g, pl.ds(i * t.block_q, t.block_q)
-            for matrix, vector in (("q", "logsumexp"), ("d_out", "delta")):
-                ready = scratch["ready"].at[slot]
-                mgpu.copy_gmem_to_smem(refs[matrix].at[b, span, h], scratch[matrix].at[slot], ready)
-                mgpu.copy_gmem_to_smem(refs[vector].at[b, h, span], scratch[vector].at[slot], ready)
+            ready = scratch["ready"].at[slot]
+            for name in ("q", "d_out"):
+                mgpu.copy_gmem_to_smem(refs[name].at[b, span, h], scratch[name].at[slot], ready)
+            for name in ("logsumexp", "delta", "d_entropy"):
+                if refs[name] is not None:
+                    mgpu.copy_gmem_to_smem(refs[name].at[b, h, span], scratch[name].at[slot], ready)
 
         _feed(call.slots, visited, fetch, scratch["used"])
 
@@ -315,10 +338,19 @@ class _Weights(NamedTuple):
     Attributes:
       weight: the weights.
       steep: the same, times the derivatives of the scores by the scaled dot products.
+      surprise: the same, times the logarithms of the weights and the cotangents of the entropies;
+        None if those are not wanted.
     """
 
     weight: Array
     steep: Array
+    surprise: Array | None
+
+    def d_dots(self, slope: Array) -> Array:
+        """Returns the cotangent of the scaled dot products."""
+        # Where the mask hides a score its weight is 0, and the slope is finite.
+        product = self.steep * slope
+        return product if self.surprise is None else product - self.surprise
 
 
 def _weights(
@@ -326,9 +358,13 @@ def _weights(
     refs: Refs,
     place: gpu_parts.Place,
     dots: Array,
-    logsumexp: Array,
+    of_rows: Sequence[Array | None],
+    *,
     partial: bool,
 ) -> _Weights:
+    """Computes the weights of a tile, given logsumexp and cotangents of entropy all over it."""
+    logsumexp, d_entropy = of_rows
+    assert logsumexp is not None, "it is kept by the forward pass"
     view, scale = call.view, refs["scores"][0][0, 0]
     one = jnp.float32(1)
     if call.only_scaled:
@@ -340,10 +376,15 @@ def _weights(
             view.pulled, (dots * scale, one), refs["scores"], view.tile, place, {0: one}
         )
         score *= mgpu.LOG2_E
-    weight = jnp.exp2(score - logsumexp)
+    log_weight = score - logsumexp
+    weight = jnp.exp2(log_weight)
     if partial:
         weight = hide(view, refs["masks"], place, weight, 0.0)
-    return _Weights(weight, weight if factor is None else weight * factor)
+    steep = weight if factor is None else weight * factor
+    if d_entropy is None:
+        return _Weights(weight, steep, None)
+    surprise = jnp.maximum(log_weight, LOWEST) * d_entropy
+    return _Weights(weight, steep, steep * surprise)
 
 
 def _staging(scratch: Refs, group: Array) -> Any:

@@ -20,6 +20,8 @@ from attnjax.ops.tiles import Tiling
 from attnjax.typing import is_concrete
 
 HEAD_BITS = 16
+# 2 to this power is 0, and so is its product with this number: it keeps 0 * inf out.
+LOWEST = -1000.0
 Refs = dict[str, Any]
 """References by name."""
 
@@ -48,6 +50,7 @@ class Pass:
       masks: programs that must all allow a score.
       pulled: the program of the scores with its derivative; see `gpu_parts.with_pull`.
       width: the head width.
+      stats: whether statistics are wanted.
     """
 
     tile: Tile
@@ -56,6 +59,7 @@ class Pass:
     masks: tuple[TileProgram, ...]
     pulled: TileProgram
     width: int
+    stats: bool
 
     @property
     def crowded(self) -> bool:
@@ -65,7 +69,7 @@ class Pass:
         """
         if self.width <= 64:
             return False
-        if len(self.scores.closed.jaxpr.eqns) > 1 or len(self.masks) > 2:
+        if self.stats or len(self.scores.closed.jaxpr.eqns) > 1 or len(self.masks) > 2:
             return True
         vectors = any(part(o) is not Part.SCALAR for mask in self.masks for o in mask.operands)
         names = {eqn.primitive.name for mask in self.masks for eqn in mask.closed.jaxpr.eqns}
@@ -124,7 +128,7 @@ def make_pass(problem: Problem, block_q: int, block_k: int, groups: int, rows: s
     gpu_parts.check(pulled, "derivative of the score_mod")
     for mask in masks:
         gpu_parts.check(mask, "mask")
-    return Pass(tile, groups, scores, masks, pulled, size["H"])
+    return Pass(tile, groups, scores, masks, pulled, size["H"], problem.stats)
 
 
 def _conjuncts(mask: Mask) -> list[Mask]:
@@ -144,13 +148,14 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [mask]
 
 
-def make_rows(mask: Mask, view: Pass, heads: int) -> Rows:
+def make_rows(mask: Mask, view: Pass, heads: int, *, apart: bool) -> Rows:
     """Lists the blocks to visit: on the host for static masks, else in the trace.
 
     Args:
       mask: the mask.
       view: the pass.
       heads: query heads per key head; blocks of keys visit those of all these heads.
+      apart: whether FULL blocks have all keys on one side of all queries.
 
     Raises:
       NotImplementedError: if there are more blocks than a visit can number.
@@ -159,7 +164,7 @@ def make_rows(mask: Mask, view: Pass, heads: int) -> Rows:
     tiling = Tiling(t.B, t.T, t.S, t.N, t.N, 1, t.N, *view.blocks)
     host = is_concrete(*mask.leaves())
     xp: Any = np if host else jnp
-    kinds = xp.asarray(tile_kinds(mask, tiling, host=host))
+    kinds = xp.asarray(tile_kinds(mask, tiling, host=host, apart=apart))
     if max(kinds.shape[1:]) >> HEAD_BITS:
         raise NotImplementedError(
             f"the GPU kernels number at most {1 << HEAD_BITS} blocks along an axis, got "

@@ -19,7 +19,9 @@ from jaxtyping import Array
 from attnjax.numerics import MASKED
 from attnjax.ops.kernels import gpu_parts
 from attnjax.ops.kernels import mosaic_gpu as mgpu
+from attnjax.ops.kernels.programs import Tile
 from attnjax.ops.softmax.gpu_call import (
+    LOWEST,
     Inputs,
     Pass,
     Refs,
@@ -39,6 +41,7 @@ class Forward:
       slots: buffers in the ring.
       only_scaled: whether scores are scaled dot products and nothing else.
       sinks: whether there are sinks.
+      stats: whether statistics are wanted.
       interpret: whether to run in the interpreter.
     """
 
@@ -46,7 +49,13 @@ class Forward:
     slots: int
     only_scaled: bool
     sinks: bool
+    stats: bool
     interpret: bool
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the kernel returns for each row."""
+        return 5 if self.stats else 1
 
 
 def forward(
@@ -61,7 +70,8 @@ def forward(
       sinks: `[N]`, or None.
 
     Returns:
-      The output `[B, T', N, D]` and the logsumexp `[B, N, T']`, with the padding of the inputs.
+      The output `[B, T', N, D]`, with the padding of the inputs, and numbers of each row `[B, N, n,
+      T']`: the logsumexp; with statistics also entropy, max_logit, sink_mass and distance.
     """
     view = call.view
     (B, T, N, H), dtype = inputs.q.shape, inputs.q.dtype
@@ -88,18 +98,19 @@ def forward(
         _kernel(call, given, refs[len(flat) :], scratch)
 
     body.__name__ = "attnjax_forward"
-    out, logsumexp = mgpu.call(
+    out, numbers = mgpu.call(
         body,
         flat,
         out=(
             jax.ShapeDtypeStruct(inputs.q.shape, dtype),
-            jax.ShapeDtypeStruct((B, N, T), jnp.float32),
+            jax.ShapeDtypeStruct((B, N, call.numbers, T), jnp.float32),
         ),
         scratch={
             "q": mgpu.matrix(W, t.block_q, H, dtype=dtype),
             "k": mgpu.matrix(slots, t.block_k, H, dtype=dtype),
             "v": mgpu.matrix(slots, t.block_k, H, dtype=dtype),
-            "logsumexp": mgpu.vector(W, t.block_q),
+            "numbers": mgpu.vector(W, call.numbers, t.block_q),
+            "first": mgpu.vector(W, t.block_q) if call.stats else None,
             "staging": mgpu.matrix(W, t.block_q, t.block_k, dtype=dtype)
             if call.interpret
             else None,
@@ -111,7 +122,7 @@ def forward(
         threads=W + 1,
         interpret=call.interpret,
     )
-    return out, logsumexp
+    return out, numbers
 
 
 def _kernel(call: Forward, refs: Refs, out: Any, scratch: Refs) -> None:
@@ -173,8 +184,11 @@ def _compute(
     mgpu.barrier_wait(scratch["q_ready"].at[group])
     exponent = refs["scores"][0][0, 0] * mgpu.LOG2_E if call.only_scaled else None
 
+    if call.stats:
+        scratch["first"].at[group][...] = mgpu.full((t.block_q,), MASKED, mgpu.ROWS)
+
     def visit(n: Array, carry: Any, *, partial: bool) -> Any:
-        acc, largest, total = carry
+        acc, largest, total, *sums = carry
         slot = jax.lax.rem(n, jnp.int32(call.slots))
         j = refs["order"][at, row, n]
         place = gpu_parts.Place(b, h, first, j * t.block_k, refs["numbers"])
@@ -197,31 +211,54 @@ def _compute(
         new = jnp.maximum(largest, top)
         shift = jnp.where(new == MASKED, 0.0, new)
         shrink = jnp.exp2(largest - shift)
-        weight = jnp.exp2(score - mgpu.across(shift, t.shape, 0))
-        total = total * shrink + weight.sum(axis=1)
+        if call.stats:
+
+            @pl.when(j == 0)
+            def _() -> None:
+                keys = gpu_parts.positions("S", t, place)
+                scratch["first"].at[group][...] = jnp.where(keys == 0, score, MASKED).max(axis=1)
+
+        log_weight = score - mgpu.across(shift, t.shape, 0)
+        weight = jnp.exp2(log_weight)
+        part = weight.sum(axis=1)
+        if call.stats:
+            score_sum, distance = sums
+            moved = jnp.maximum(largest - shift, LOWEST)
+            surprise = (weight * jnp.maximum(log_weight, LOWEST)).sum(axis=1)
+            score_sum = (score_sum + total * moved) * shrink + surprise
+            reach = _reach(weight, part, place, t, partial=partial)
+            sums = [score_sum, distance * shrink + reach]
+        total = total * shrink + part
         if not partial:
             # Every row sees every key of the block, so one bad key spoils them all.
             total += refs["bad_blocks"][b, kv, j]
         acc = acc * mgpu.across(shrink, (t.block_q, H), 0)
         acc = mgpu.accumulate(acc, weight.astype(q.dtype), scratch["v"].at[slot], staging)
         mgpu.barrier_arrive(scratch["used"].at[slot])
-        return acc, new, total
+        return (acc, new, total, *sums)
 
+    nothing = mgpu.full((t.block_q,), 0.0, mgpu.ROWS)
     carry = (
         mgpu.full((t.block_q, H), 0.0, mgpu.TILE),
         mgpu.full((t.block_q,), MASKED, mgpu.ROWS),
-        mgpu.full((t.block_q,), 0.0, mgpu.ROWS),
+        *(nothing,) * (3 if call.stats else 1),
     )
-    carry = jax.lax.fori_loop(0, full, lambda n, c: visit(n, c, partial=False), carry)
-    carry = jax.lax.fori_loop(full, visited, lambda n, c: visit(n, c, partial=True), carry)
-    acc, largest, total = carry
+    carry = jax.lax.fori_loop(0, full, functools.partial(visit, partial=False), carry)
+    carry = jax.lax.fori_loop(full, visited, functools.partial(visit, partial=True), carry)
+    acc, largest, total, *sums = carry
     empty = largest == MASKED
     shift = jnp.where(empty, 0.0, largest)
     if call.sinks:
         sink = refs["sinks"][h] * mgpu.LOG2_E
         higher = jnp.maximum(shift, jnp.broadcast_to(sink, shift.shape))
         shrink = jnp.exp2(shift - higher)
-        total = total * shrink + jnp.exp2(sink - higher)
+        weight = jnp.exp2(sink - higher)
+        if call.stats:
+            score_sum, distance = sums
+            score_sum = (score_sum + total * jnp.maximum(shift - higher, LOWEST)) * shrink
+            score_sum += weight * jnp.maximum(sink - higher, LOWEST)
+            sums = [score_sum, distance * shrink]
+        total = total * shrink + weight
         acc = acc * mgpu.across(shrink, acc.shape, 0)
         shift = higher
     # The flags of bad queries return here; an empty row saw nothing, its own NaN included.
@@ -229,9 +266,40 @@ def _compute(
     total = jnp.where(empty, 1.0, total + bad)
     share = jnp.where(empty, 0.0, 1.0 / total)
     q[...] = (acc * mgpu.across(share, acc.shape, 0)).astype(q.dtype)
-    logsumexp = jnp.where(empty, MASKED, shift / mgpu.LOG2_E + jnp.log(total))
-    scratch["logsumexp"].at[group][...] = logsumexp
+    log_total = jnp.log(total)
+    numbers = [jnp.where(empty, MASKED, shift / mgpu.LOG2_E + log_total)]
+    if call.stats:
+        score_sum, distance = sums
+        entropy = jnp.where(empty, 0.0, log_total - score_sum * share / mgpu.LOG2_E)
+        # The largest score may have missed a NaN that the total has met.
+        spoil = jnp.where(empty, 0.0, total * 0.0)
+        mass = jnp.exp2(mgpu.load(scratch["first"].at[group], mgpu.ROWS) - shift) * share
+        numbers += [entropy, largest / mgpu.LOG2_E + spoil, mass, distance * share]
+    for n, x in enumerate(numbers):
+        scratch["numbers"].at[group, n][...] = x
     mgpu.commit_smem()
     mgpu.copy_smem_to_gmem(q, out[0].at[queries])
-    mgpu.copy_smem_to_gmem(scratch["logsumexp"].at[group], out[1].at[b, h, pl.ds(first, t.block_q)])
+    for n in range(len(numbers)):
+        mgpu.copy_smem_to_gmem(
+            scratch["numbers"].at[group, n], out[1].at[b, h, n, pl.ds(first, t.block_q)]
+        )
     mgpu.wait_smem_to_gmem(0)
+
+
+def _reach(weight: Array, total: Array, place: gpu_parts.Place, t: Tile, *, partial: bool) -> Array:
+    """Returns a tile's sums of `weight * |q_idx - k_idx|`.
+
+    In a FULL block all keys lie on one side of all queries. Their distances count from the end that
+    is nearer to the queries, so that small ones keep their digits.
+    """
+    if partial:
+        apart = gpu_parts.positions("T", t, place) - gpu_parts.positions("S", t, place)
+        return (weight * jnp.abs(apart).astype(jnp.float32)).sum(axis=1)
+    before = place.q > place.k
+    last = t.block_k - 1
+    beyond = mgpu.load(place.numbers.at[jax.ds(0, t.block_k)], mgpu.COLUMNS)
+    beyond = jnp.where(before, last - beyond, beyond).astype(jnp.float32)
+    nearest = jnp.where(before, place.k + last, place.k)
+    rows = mgpu.load(place.numbers.at[jax.ds(place.q, t.block_q)], mgpu.ROWS)
+    moment = (weight * mgpu.across(beyond, t.shape, 1)).sum(axis=1)
+    return total * jnp.abs(rows - nearest).astype(jnp.float32) + moment

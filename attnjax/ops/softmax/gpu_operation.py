@@ -15,6 +15,7 @@ from attnjax.ops.kernels import mosaic_gpu as mgpu
 from attnjax.ops.softmax import blockwise
 from attnjax.ops.softmax.gpu_backward import Backward, RowTerms, d_keys, d_queries
 from attnjax.ops.softmax.gpu_call import (
+    LOWEST,
     Inputs,
     Pass,
     Rows,
@@ -28,6 +29,7 @@ from attnjax.ops.softmax.gpu_call import (
 )
 from attnjax.ops.softmax.gpu_forward import Forward, forward
 from attnjax.ops.softmax.problem import Problem
+from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.ops.softmax.tiling import make_tiling
 
 _REFUSAL = (
@@ -82,10 +84,11 @@ class _Call(NamedTuple):
     structure: Any
     run_plain: Any
     only_scaled: bool
+    stats: bool
     interpret: bool
 
 
-def compute(problem: Problem, *, interpret: bool) -> Array:
+def compute(problem: Problem, *, interpret: bool) -> tuple[Array, AttentionStats | None]:
     """Computes attention by the kernels.
 
     Args:
@@ -93,13 +96,21 @@ def compute(problem: Problem, *, interpret: bool) -> Array:
       interpret: whether to run the kernels in the interpreter.
 
     Returns:
-      The output `[B, T, N, D]` in the dtype of `v`.
+      The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
     """
     passes, size = lower(problem), problem.sizes
     run_plain, plain = blockwise.operation(problem, make_tiling(problem))
     arguments = _Arguments(
         plain,
-        tuple(make_rows(problem.mask, view, size["N"] // size["K"]) for view in passes),
+        tuple(
+            make_rows(
+                problem.mask,
+                view,
+                size["N"] // size["K"],
+                apart=problem.stats and view is passes.forward,
+            )
+            for view in passes
+        ),
         tuple(operands(view) for view in passes),
     )
     flat, structure = jax.tree.flatten(arguments)
@@ -108,16 +119,21 @@ def compute(problem: Problem, *, interpret: bool) -> Array:
         structure,
         run_plain,
         not problem.score_mods,
+        problem.stats,
         interpret,
     )
     op = differentiable(
         functools.partial(_forward, call),
         functools.partial(_backward, call),
-        num_smooth=1,
+        num_smooth=3 if problem.stats else 1,
         refusal=_REFUSAL,
         plain=functools.partial(_plain, call),
     )
-    return op(*flat)[0]
+    out, *rows = op(*flat)
+    if not problem.stats:
+        return out, None
+    logsumexp, entropy, max_logit, sink_mass, distance = rows
+    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
 
 
 def _plain(call: _Call, flat: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -142,14 +158,15 @@ def _forward(call: _Call, flat: tuple[Array, ...]) -> tuple[tuple[Array, ...], t
         sign = jnp.where(scores[0] < 0, -1, 1).astype(inputs.q.dtype)
         inputs, scores = inputs._replace(q=inputs.q * sign), (jnp.abs(scores[0]),)
     sinks = arguments.plain.sinks
-    out, logsumexp = forward(
-        Forward(view, _SLOTS, call.only_scaled, sinks is not None, call.interpret),
+    out, numbers = forward(
+        Forward(view, _SLOTS, call.only_scaled, sinks is not None, call.stats, call.interpret),
         inputs,
         tables(view, arguments.rows[0], (scores, *masks)),
         None if sinks is None else sinks.reshape(-1),
     )
-    out, logsumexp = out[:, : view.tile.T], logsumexp[:, :, : view.tile.T]
-    return (out,), (out, logsumexp)
+    out, numbers = out[:, : view.tile.T], numbers[..., : view.tile.T]
+    rows = tuple(numbers[:, :, n] for n in range(numbers.shape[2]))
+    return (out, *rows) if call.stats else (out,), (out, *rows[:2])
 
 
 def _backward(
@@ -162,16 +179,14 @@ def _backward(
     """Computes the cotangents of everything that is wanted."""
     arguments: _Arguments = jax.tree.unflatten(call.structure, flat)
     want: _Arguments = jax.tree.unflatten(call.structure, wanted)
-    (out, logsumexp), (d_out,) = residuals, cotangents
-    assert d_out is not None, "the only output has a cotangent"
     if any(want.plain.scores[1:]):
-        _, pull = jax.vjp(lambda *x: _plain(call, x), *flat)
-        return tuple(g if w else None for g, w in zip(pull((d_out,)), wanted, strict=True))
+        return _plain_backward(call, flat, cotangents, wanted)
     inputs = _inputs(arguments, call)
     scale = arguments.plain.scores[0]
     # For its gradient the scale is left out of that of the queries, with room for larger numbers.
     scale_of_queries = _HEADROOM if want.plain.scores[0] else scale
-    rows = _row_terms(inputs, out, logsumexp, d_out, (scale_of_queries, scale, 1.0))
+    cut = _cotangents(residuals, cotangents)
+    rows = _row_terms(inputs, cut, (scale_of_queries, scale, 1.0))
     _, for_queries, for_keys = (
         tables(*one) for one in zip(call.passes, arguments.rows, arguments.operands, strict=True)
     )
@@ -186,7 +201,7 @@ def _backward(
         dq = (dq.astype(jnp.float32) * (scale / _HEADROOM)).astype(dq.dtype)
     sinks = arguments.plain.sinks
     if sinks is not None:
-        sinks = _sinks_gradient(sinks, out, logsumexp, d_out)
+        sinks = _sinks_gradient(sinks, cut)
     T, S = call.passes.forward.tile.T, call.passes.forward.tile.S
     found = (dq[:, :T], dk[:, :S], dv[:, :S])
     grads = [*(jnp.moveaxis(x, 2, 1) for x in found), *([] if sinks is None else [sinks]), d_scale]
@@ -198,49 +213,98 @@ def _backward(
     )
 
 
-def _row_terms(
-    inputs: Inputs,
-    out: Array,
-    logsumexp: Array,
-    d_out: Array,
-    factors: tuple[Array | float, ...],
-) -> RowTerms:
-    """Reduces the cotangent of a row to what its scores need."""
+def _plain_backward(
+    call: _Call,
+    flat: tuple[Array, ...],
+    cotangents: tuple[Array | None, ...],
+    wanted: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Computes the cotangents by the operation in plain JAX."""
+    outputs, pull = jax.vjp(lambda *x: _plain(call, x)[: len(cotangents)], *flat)
+    filled = (
+        jnp.zeros_like(x) if c is None else c for x, c in zip(outputs, cotangents, strict=True)
+    )
+    return tuple(g if w else None for g, w in zip(pull(tuple(filled)), wanted, strict=True))
+
+
+class _Rows(NamedTuple):
+    """Each query's own part in the backward pass, 0 in empty rows unless stated.
+
+    Attributes:
+      d_out: cotangent of the output `[B, T, N, D]`.
+      logsumexp: plus infinity in empty rows.
+      delta: what all scores of a row have in common, `[B, N, T]`.
+      d_entropy: cotangent of the entropy, or None.
+    """
+
+    d_out: Array
+    logsumexp: Array
+    delta: Array
+    d_entropy: Array | None
+
+
+def _cotangents(residuals: tuple[Array, ...], cotangents: tuple[Array | None, ...]) -> _Rows:
+    """Reduces the cotangents of a row to what its scores need.
+
+    With weights p and the cotangents do, dl of logsumexp and de of entropy:
+    `ds = p * (do.v - (do.out - dl + de * entropy) - de * log(p))`.
+    """
+    (out, logsumexp, *entropy), (d_out, d_logsumexp, d_entropy) = (
+        residuals,
+        (*cotangents, None, None)[:3],
+    )
     empty = logsumexp == MASKED
+    d_out = jnp.zeros_like(out) if d_out is None else d_out
     d_out = jnp.where(empty.swapaxes(1, 2)[..., None], 0, d_out)
-    room = _room(d_out, inputs.v)
-    delta = _delta(d_out, out) * room
+    delta = jnp.einsum("btnd,btnd->bnt", d_out, out, preferred_element_type=jnp.float32)
+    if d_logsumexp is not None:
+        delta -= jnp.where(empty, 0, d_logsumexp)
+    if d_entropy is not None:
+        d_entropy = jnp.where(empty, 0, d_entropy)
+        delta += d_entropy * entropy[0]
+    logsumexp = jnp.where(empty, jnp.inf, logsumexp)
+    return _Rows(d_out, logsumexp, delta, d_entropy)
+
+
+def _row_terms(inputs: Inputs, rows: _Rows, factors: tuple[Array | float, ...]) -> RowTerms:
+    """Brings rows into the form that the kernels read."""
+    room = _room(rows, inputs.v)
     # The weights of a row that saw a NaN are NaN where the mask lets them be, and 0 elsewhere.
-    delta = jnp.where(jnp.isnan(logsumexp), 0, delta)
+    spoilt = jnp.isnan(rows.logsumexp)
     block = inputs.q.shape[1]
+    d_entropy = None
+    if rows.d_entropy is not None:
+        d_entropy = jnp.where(spoilt, 0, rows.d_entropy * (room / mgpu.LOG2_E))
+        d_entropy = pad(d_entropy, 2, block)
     return RowTerms(
-        pad((d_out * room).astype(d_out.dtype), 1, block),
-        pad(jnp.where(empty, jnp.inf, logsumexp * mgpu.LOG2_E), 2, block, jnp.inf),
-        pad(delta, 2, block),
+        pad((rows.d_out * room).astype(rows.d_out.dtype), 1, block),
+        pad(rows.logsumexp * mgpu.LOG2_E, 2, block, jnp.inf),
+        pad(jnp.where(spoilt, 0, rows.delta * room), 2, block),
+        d_entropy,
         jnp.stack([jnp.asarray(x, jnp.float32) / room for x in factors]),
     )
 
 
-def _room(d_out: Array, v: Array) -> Array:
+def _room(rows: _Rows, v: Array) -> Array:
     """Returns the power of two that keeps score gradients inside float16; 1 for bfloat16."""
-    if d_out.dtype != jnp.float16:
+    if v.dtype != jnp.float16:
         return jnp.float32(1)
-    wide = d_out.astype(jnp.float32), v.astype(jnp.float32)
-    lengths = (jnp.sqrt(jnp.max(jnp.sum(x * x, axis=-1))) for x in wide)
-    largest = jnp.max(jnp.abs(wide[0]))
-    room = jnp.minimum(2.0**10 / functools.reduce(jnp.multiply, lengths), 2.0**14 / largest)
+    d_out, v = rows.d_out.astype(jnp.float32), v.astype(jnp.float32)
+    lengths = (jnp.sqrt(jnp.max(jnp.sum(x * x, axis=-1))) for x in (d_out, v))
+    slope = functools.reduce(jnp.multiply, lengths)
+    delta = jnp.where(jnp.isfinite(rows.delta), jnp.abs(rows.delta), 0)
+    slope = jnp.maximum(slope, jnp.max(delta))
+    if rows.d_entropy is not None:
+        slope = jnp.maximum(slope, jnp.max(jnp.abs(rows.d_entropy)))
+    room = jnp.minimum(2.0**10 / slope, 2.0**14 / jnp.max(jnp.abs(d_out)))
     room = jnp.exp2(jnp.floor(jnp.log2(room)))
     return jnp.where(jnp.isfinite(room) & (room > 0), room, 1)
 
 
-def _delta(d_out: Array, out: Array) -> Array:
-    """Returns what all scores of a row have in common, `[B, N, T]`."""
-    return jnp.einsum("btnd,btnd->bnt", d_out, out, preferred_element_type=jnp.float32)
-
-
-def _sinks_gradient(sinks: Array, out: Array, logsumexp: Array, d_out: Array) -> Array:
+def _sinks_gradient(sinks: Array, rows: _Rows) -> Array:
     """Returns the cotangent of the sinks: each is a key with weight, but with no value."""
-    empty = logsumexp == MASKED
-    weight = jnp.exp(sinks.reshape(-1, 1) - jnp.where(empty, jnp.inf, logsumexp))
-    grads = weight * jnp.where(empty, 0, -_delta(d_out, out))
-    return jnp.sum(grads, axis=(0, 2)).reshape(sinks.shape)
+    log_weight = sinks.reshape(-1, 1) - rows.logsumexp
+    slope = -rows.delta
+    if rows.d_entropy is not None:
+        slope -= rows.d_entropy * jnp.maximum(log_weight, LOWEST)
+    return jnp.sum(jnp.exp(log_weight) * slope, axis=(0, 2)).reshape(sinks.shape)

@@ -46,24 +46,29 @@ def arrays(width: int, dtype: Any = jnp.float16) -> dict[str, jax.Array]:
     return {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in names}
 
 
-def by_kernels(**arguments: Any) -> jax.Array:
+def by_kernels(**arguments: Any) -> Any:
     with attnjax.emulate("gpu"):
         return attnjax.attention(**arguments, implementation="gpu")
 
 
-def by_reference(**arguments: Any) -> jax.Array:
+def by_reference(**arguments: Any) -> Any:
     return attnjax.attention(**arguments, implementation="reference")
 
 
 def results(
-    attend: Callable[..., jax.Array], given: dict[str, jax.Array], **fixed: Any
+    attend: Callable[..., Any], given: dict[str, jax.Array], **fixed: Any
 ) -> dict[str, np.ndarray]:
-    """Returns the output and all gradients, in float32."""
-    out, pull = jax.vjp(lambda x: attend(**x, **fixed), given)
+    """Returns the output, the statistics if they are wanted, and all gradients, in float32."""
+    found, pull = jax.vjp(lambda x: attend(**x, **fixed), given)
     rng = np.random.default_rng(1)
-    (gradients,) = pull(jnp.asarray(rng.normal(size=out.shape), jnp.float16).astype(out.dtype))
-    found = {"out": out} | {f"d {name}": x for name, x in gradients.items()}
-    return {name: np.asarray(x, np.float32) for name, x in found.items()}
+    d_found = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float16).astype(x.dtype), found
+    )
+    (gradients,) = pull(d_found)
+    out, stats = found if isinstance(found, tuple) else (found, None)
+    named = {"out": out, **(stats._asdict() if stats else {})}
+    named |= {f"d {name}": x for name, x in gradients.items()}
+    return {name: np.asarray(x, np.float32) for name, x in named.items()}
 
 
 def assert_same(given: dict[str, jax.Array], **fixed: Any) -> None:
@@ -83,11 +88,13 @@ def assert_same(given: dict[str, jax.Array], **fixed: Any) -> None:
 Q_IDS, K_IDS = jnp.arange(T) // 70, jnp.arange(S) // 70
 NUMERIC: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "causal": ({"mask": attnjax.Causal(offset=5)}, {}),
+    "statistics": ({"mask": attnjax.Causal(offset=5), "stats": True}, {"sinks": jnp.ones(N)}),
     "documents": ({"mask": attnjax.Segments(Q_IDS, K_IDS), "score_mod": attnjax.alibi(N)}, {}),
     "all": (
         {
             "mask": attnjax.Window(100, 20) & attnjax.Lengths(150, jnp.array([240])),
             "score_mod": (attnjax.soft_cap(20.0), lambda s, b, h, q, k: s - 0.1 * K_IDS[k]),
+            "stats": True,
         },
         {"sinks": jnp.ones(N), "scale": jnp.float32(-0.2)},
     ),
@@ -95,7 +102,9 @@ NUMERIC: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize(("width", "how"), [(64, "causal"), (64, "documents"), (128, "all")])
+@pytest.mark.parametrize(
+    ("width", "how"), [(64, "causal"), (64, "documents"), (64, "statistics"), (128, "all")]
+)
 def test_values_and_gradients_in_the_interpreter(width: int, how: str) -> None:
     fixed, extra = NUMERIC[how]
     assert_same(arrays(width) | extra, **fixed)
@@ -110,6 +119,11 @@ MORE: dict[str, dict[str, Any]] = {
     "dense": {"mask": jnp.asarray(np.random.default_rng(2).random((N, T, S)) < 0.3)},
     "bias": {"score_mod": attnjax.bias(jnp.sin(jnp.arange(T * S)).reshape(T, S))},
     "division": {"score_mod": lambda s, b, h, q, k: s / (1 + s * s) ** 2 + jnp.sqrt(s * s + 1)},
+    "all statistics": {
+        "mask": attnjax.Segments(Q_IDS, K_IDS) & attnjax.Causal(),
+        "score_mod": attnjax.alibi(N),
+        "stats": True,
+    },
     "negative scale": {"mask": attnjax.Causal(), "scale": -0.3},
     "zero scale": {"mask": attnjax.Causal(), "scale": 0.0},
 }
@@ -195,7 +209,6 @@ def test_forward_mode_and_vmap() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "stats": ({"stats": True}, "return no statistics"),
     "dropout": ({"dropout": attnjax.Dropout(0.5, jax.random.key(0))}, "no dropout"),
     "precision": ({"precision": "highest"}, "precision"),
     "float32": ({"dtype": jnp.float32}, "float32"),
@@ -240,7 +253,7 @@ def test_explain_says_whose_gradients_are_computed_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("name", ["causal", "documents", "soft cap, sinks"])
+@pytest.mark.parametrize("name", ["causal", "documents", "soft cap, sinks", "all"])
 def test_compiles_for_an_h100_without_spills_or_serialised_products(name: str, width: int) -> None:
     if why := cuda_aot.missing():
         pytest.skip(why)
