@@ -29,6 +29,7 @@ _ELEMENTWISE = frozenset({
     "square", "squeeze", "stop_gradient", "sub", "tanh", "xor",
 })
 # fmt: on
+_SHAPING = frozenset({"broadcast_in_dim", "copy", "reshape", "squeeze"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,9 @@ def split(
         inputs = [v for v in eqn.invars if not isinstance(v, Literal)]
         depends = frozenset().union(*(known[v].letters for v in inputs))
         fits = all(known[v].kernel or _block(v, known[v], tile, rows) for v in inputs)
+        if eqn.primitive.name in _SHAPING and not depends & {"T", "S", "X"}:
+            # A number gets the shape in which it is used before the kernel, not in it.
+            fits = all(known[v].kernel for v in inputs)
         kernel = fits and _runs_in_kernel(eqn, tile)
         if not kernel and ("X" in depends or {"T", "S"} <= depends):
             raise NotImplementedError(_reason(jaxpr, eqn.primitive.name))

@@ -141,7 +141,13 @@ class TileProgram:
 
     def __call__(self, *tiles: Array, index: Index, parts: Sequence[Array]) -> Array:
         """Runs on one tile."""
-        (result,) = jaxpr_as_fun(self.closed)(*tiles, *index, *parts)
+        # What is looked up by the query is one number where there is but one query.
+        shapes = [x.shape for x in self.closed.in_avals[len(self.closed.in_avals) - len(parts) :]]
+        spread = (
+            x if x.shape == shape else jnp.broadcast_to(x, shape)
+            for x, shape in zip(parts, shapes, strict=True)
+        )
+        (result,) = jaxpr_as_fun(self.closed)(*tiles, *index, *spread)
         return result
 
 
