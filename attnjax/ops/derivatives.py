@@ -32,6 +32,7 @@ def differentiable(
     num_smooth: int,
     refusal: str,
     plain: Callable[[Arrays], Arrays] | None = None,
+    check_plain: Callable[[tuple[bool, ...]], None] = lambda wanted: None,
 ) -> Callable:
     """Gives an operation its derivatives.
 
@@ -44,6 +45,8 @@ def differentiable(
       plain: `plain(args) -> outputs`, the same outputs in plain JAX, where `forward` and `backward`
         are kernels that JAX cannot differentiate: forward mode goes through it. None where they
         are plain JAX themselves.
+      check_plain: `check_plain(wanted)` raises NotImplementedError where `plain` has other
+        cotangents of the wanted arguments than `backward`, before their derivative is taken.
 
     Returns:
       `op(*args) -> outputs`. Every array that `forward` needs is an argument; no function may close
@@ -75,7 +78,7 @@ def differentiable(
 
         def transpose(known: Arrays, cotangents: tuple[Array | None, ...]) -> Arrays:
             args, saved = known[:num_args], known[num_args:]
-            pull = None if plain is None else _plain_backward(plain, kinds)
+            pull = None if plain is None else _plain_backward(plain, kinds, check_plain)
             return _once(backward, wanted, refusal, pull)(args, saved, cotangents)
 
         moved = tuple(t for t in tangents if not isinstance(t, SymbolicZero))
@@ -96,7 +99,11 @@ def _no_tangent(x: Array) -> Any:
     return np.zeros(x.shape, jax.dtypes.float0)
 
 
-def _plain_backward(plain: Callable[[Arrays], Arrays], kinds: Sequence[tuple]) -> Backward:
+def _plain_backward(
+    plain: Callable[[Arrays], Arrays],
+    kinds: Sequence[tuple],
+    check: Callable[[tuple[bool, ...]], None],
+) -> Backward:
     """Returns a backward pass of `plain`, given the shapes and dtypes of its smooth outputs."""
 
     def backward(
@@ -105,6 +112,8 @@ def _plain_backward(plain: Callable[[Arrays], Arrays], kinds: Sequence[tuple]) -
         cotangents: tuple[Array | None, ...],
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, ...]:
+        check(wanted)
+
         def smooth(*some: Array) -> Arrays:
             return plain(_merge(args, wanted, some))[: len(kinds)]
 

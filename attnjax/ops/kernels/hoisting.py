@@ -41,12 +41,14 @@ class Lookup:
       compute: `compute(b, h, q_idx, k_idx)` for one tile, with the tile function's own shapes.
       shape: `()` or the shape of the block that the kernel reads.
       dtype: its dtype.
+      linear: whether its derivative by the captured arrays is the same wherever they are.
     """
 
     letters: str
     compute: Callable[..., Array]
     shape: tuple[int, ...]
     dtype: jnp.dtype
+    linear: bool
 
 
 class _Value:
@@ -116,6 +118,7 @@ def split(
             _before(closed, v, index_at),
             tuple(v.aval.shape),
             v.aval.dtype,
+            _is_linear(closed, v, index_at),
         )
         for v in wanted
     )
@@ -134,20 +137,25 @@ def _program(
     jaxpr: Any, eqns: Sequence[Any], invars: Sequence[Any], outvars: Sequence[Any]
 ) -> ClosedJaxpr:
     """Returns a program of those of some equations that its results need."""
-    needed = {v for v in outvars if not isinstance(v, Literal)}
-    kept = []
-    for eqn in reversed(eqns):
-        if needed & set(eqn.outvars):
-            kept.append(eqn)
-            needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
+    needed = _needed(eqns, outvars)
+    kept = [eqn for eqn in eqns if needed & set(eqn.outvars)]
     changed = jaxpr.replace(
         constvars=[],
         invars=list(invars),
         outvars=list(outvars),
-        eqns=kept[::-1],
+        eqns=kept,
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     return ClosedJaxpr(changed, [])
+
+
+def _needed(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
+    """Returns the variables that some results depend on, and the results."""
+    needed = {v for v in outvars if not isinstance(v, Literal)}
+    for eqn in reversed(eqns):
+        if needed & set(eqn.outvars):
+            needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
+    return needed
 
 
 def _before(closed: ClosedJaxpr, var: Any, index_at: int) -> Callable[..., Array]:
@@ -161,6 +169,32 @@ def _before(closed: ClosedJaxpr, var: Any, index_at: int) -> Callable[..., Array
         return result
 
     return compute
+
+
+def _is_linear(closed: ClosedJaxpr, var: Any, index_at: int) -> bool:
+    """Returns whether a value's derivative by captured floats needs none of them."""
+    jaxpr = closed.jaxpr
+    index = jaxpr.invars[index_at : index_at + 4]
+    run = jaxpr_as_fun(_program(jaxpr, jaxpr.eqns, (*jaxpr.constvars, *index), [var]))
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.constvars]
+    smooth = [n for n, x in enumerate(shapes) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    moving = [shapes[n] for n in smooth]
+
+    def derivative(at: list[Array], along: list[Array], others: list[Array], *index: Array) -> Any:
+        def value(at: list[Array]) -> Array:
+            consts = list(others)
+            for n, x in zip(smooth, at, strict=True):
+                consts[n] = x
+            return run(*consts, *index)[0]
+
+        return jax.jvp(value, (at,), (along,))[1]
+
+    if not smooth or not jnp.issubdtype(var.aval.dtype, jnp.inexact):
+        return True
+    places = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in index)
+    found = jax.make_jaxpr(derivative)(moving, moving, shapes, *places).jaxpr
+    needed = _needed(found.eqns, found.outvars)
+    return not needed & set(found.invars[: len(moving)])
 
 
 def _block(var: Any, value: _Value, tile: tuple[int, int], rows: str) -> bool:

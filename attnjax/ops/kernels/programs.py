@@ -115,10 +115,12 @@ class TileProgram:
     Attributes:
       closed: takes the tile's inputs, `b, h, q_idx, k_idx`, and the parts of the operands.
       operands: its arrays; `array` may be a shape only.
+      linear: whether what it looks up depends linearly on the arrays that it captured.
     """
 
     closed: Any
     operands: tuple[Operand, ...]
+    linear: bool = True
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -244,7 +246,8 @@ def _lower(
     program, lookups, scalars = split(closed, len(tiles), tile.shape, tile.rows)
     found = (_wide(_look_up(lookup, tile, n)) for n, lookup in enumerate(lookups))
     captured = (Operand(f"captured number {n}", x, "") for n, x in enumerate(scalars))
-    return TileProgram(program, (*operands, *found, *(_wide(o) for o in captured)))
+    every = (*operands, *found, *(_wide(o) for o in captured))
+    return TileProgram(program, every, all(lookup.linear for lookup in lookups))
 
 
 def _look_up(lookup: Lookup, tile: Tile, n: int) -> Operand:

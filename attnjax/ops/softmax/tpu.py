@@ -33,6 +33,13 @@ _REFUSAL = (
     "the outer derivative (jax.jvp of jax.grad, jax.hessian), or implementation='reference'."
 )
 
+_NONLINEAR = (
+    "A score_mod computes with an array that it captured before it indexes it, as in "
+    "jnp.exp(table)[h], and second derivatives by such an array are not available on a TPU. Index "
+    "first, as in jnp.exp(table[h]), compute the array outside of the score_mod, or use "
+    "implementation='blockwise'."
+)
+
 _BLOCK = 1024
 _WIDEST = 256
 
@@ -202,6 +209,7 @@ def attend(
         num_smooth=3 if problem.stats else 1,
         refusal=_REFUSAL,
         plain=functools.partial(_plain, run_plain, structure),
+        check_plain=functools.partial(_check_plain, structure, passes[0].scores.linear),
     )
     out, *rows = op(*flat)
     if not problem.stats:
@@ -233,6 +241,12 @@ def _plain(
 ) -> tuple[Array, ...]:
     """Computes the same in plain JAX."""
     return run(*jax.tree.unflatten(structure, flat).plain)
+
+
+def _check_plain(structure: Any, linear: bool, wanted: tuple[bool, ...]) -> None:
+    """Refuses where plain JAX and kernels would both count how a lookup bends."""
+    if not linear and any(jax.tree.unflatten(structure, wanted).captured):
+        raise NotImplementedError(_NONLINEAR)
 
 
 def _arguments(given: _Given, declared: int) -> Arguments:
