@@ -6,7 +6,8 @@ spilled or a matrix product is serialised.
 
 It needs the wheels `jax-cuda13-plugin` and `jax-cuda13-pjrt`, both of jax's version,
 `nvidia-cuda-nvcc` and `nvidia-nvjitlink`, for cuDNN also `nvidia-cudnn-cu13` and `nvidia-cublas`;
-no driver.
+no driver. From jax 0.12 on leave out `nvidia-nvjitlink`: kernels that are assembled by it keep the
+registers that they start with, whatever they ask for (C7504), and spill; `ptxas` heeds them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,20 @@ def missing() -> str | None:
             found = None
         if found is None:
             return f"{name} is not installed; see the docstring of attnjax.bench.cuda_aot"
+    return None
+
+
+def spills_by_linking() -> str | None:
+    """Returns why kernels would spill here that do not elsewhere, or None."""
+    if jax.__version_info__ < (0, 12):
+        return None
+    found = importlib.util.find_spec("nvidia.cu13")
+    folders = [] if found is None else found.submodule_search_locations or []
+    if any(list(Path(folder).glob("lib/libnvJitLink.so*")) for folder in folders):
+        return (
+            f"jax {jax.__version__} assembles by libnvJitLink, which ignores how kernels share "
+            "their registers: uninstall nvidia-nvjitlink for this"
+        )
     return None
 
 
@@ -210,7 +225,7 @@ def _lines() -> Iterator[tuple[str, bool]]:
 
 def main() -> int:
     """Prints one line per kernel; returns 1 if one of them is not as it should be."""
-    if why := missing():
+    if why := missing() or spills_by_linking():
         print(why)
         return 1
     count = bad = 0

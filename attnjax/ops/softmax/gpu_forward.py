@@ -298,8 +298,9 @@ def _reach(weight: Array, total: Array, place: gpu_parts.Place, t: Tile, *, part
     before = place.q > place.k
     last = t.block_k - 1
     beyond = mgpu.load(place.numbers.at[jax.ds(0, t.block_k)], mgpu.COLUMNS)
-    beyond = jnp.where(before, last - beyond, beyond).astype(jnp.float32)
+    # A choice by a scalar, which Mosaic GPU cannot make between arrays.
+    beyond += before.astype(jnp.int32) * (last - 2 * beyond)
     nearest = jnp.where(before, place.k + last, place.k)
     rows = mgpu.load(place.numbers.at[jax.ds(place.q, t.block_q)], mgpu.ROWS)
-    moment = (weight * mgpu.across(beyond, t.shape, 1)).sum(axis=1)
+    moment = (weight * mgpu.across(beyond.astype(jnp.float32), t.shape, 1)).sum(axis=1)
     return total * jnp.abs(rows - nearest).astype(jnp.float32) + moment
