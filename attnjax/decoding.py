@@ -69,7 +69,7 @@ def decode(
       stats: also return `AttentionStats` of these rows.
       implementation: a name never falls back; None chooses. `xla` runs everywhere; `tpu` is a
         kernel that reads only the blocks of the cache that hold something and that the mask may
-        allow. It reads them in place if heads are at least 128 wide.
+        allow, where they lie; pages of heads narrower than 128 may be copied for it.
 
     Returns:
       The output `[B, T, N, D]` in the dtype of `q`; with `stats=True`, a pair of it and

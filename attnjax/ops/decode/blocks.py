@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from attnjax.masks import EMPTY
 from attnjax.masks.blocks import Grid, classify
-from attnjax.ops.decode.flat import check_integers
+from attnjax.ops.decode.flat import Flat, check_integers
 from attnjax.ops.decode.layout import Paged
 from attnjax.ops.decode.problem import DecodeProblem
 
@@ -76,11 +76,12 @@ class Blocks:
         return visits.pages[b, j * self.pieces + n], jnp.int32(0)
 
 
-def blocks_of(problem: DecodeProblem, most: int | None) -> Blocks:
+def blocks_of(problem: DecodeProblem, flat: Flat, most: int | None) -> Blocks:
     """Chooses how the cache of a call is cut.
 
     Args:
       problem: the call.
+      flat: how its rows and columns are numbered.
       most: most slots in a block, or None.
 
     Raises:
@@ -90,8 +91,9 @@ def blocks_of(problem: DecodeProblem, most: int | None) -> Blocks:
     (_, _, K, D), capacity = problem.v.shape, problem.layout.capacity(problem.k)
     _check(problem, N * T, max(H, D))
     if most is None:
-        columns = min(_SCORES // max(N * T, 16), _NUMBERS // max(H, D, 128))
-        most = max(128, columns // K)
+        width = K * max(H, D) if flat.turned else max(H, D, 128)
+        columns = min(_SCORES // max(N * T, 16), _NUMBERS // width)
+        most = max(128, columns // flat.columns)
     if isinstance(problem.layout, Paged):
         size = problem.k.shape[1]
         pieces = max(1, min(most // size, _MOST_PIECES))
@@ -106,7 +108,7 @@ def blocks_of(problem: DecodeProblem, most: int | None) -> Blocks:
             )
         slots, paged = size * pieces, True
     else:
-        slots, pieces, paged = _slots(capacity, K, most), 1, False
+        slots, pieces, paged = _slots(capacity, flat.columns, most), 1, False
     count = -(-capacity // slots)
     if B * count * (1 + pieces * paged) * 4 > _BUDGET:
         raise NotImplementedError(
@@ -116,11 +118,11 @@ def blocks_of(problem: DecodeProblem, most: int | None) -> Blocks:
     return Blocks(slots, count, pieces, paged)
 
 
-def _slots(capacity: int, K: int, most: int) -> int:
+def _slots(capacity: int, columns: int, most: int) -> int:
     """Returns how many slots a block has: a divisor of the capacity, if there is a good one."""
     if capacity <= most:
         return capacity
-    unit = 128 // math.gcd(128, K)
+    unit = 128 // math.gcd(128, columns)
     for slots in range(most // unit * unit, most // 4, -unit):
         if slots and capacity % slots == 0:
             return slots

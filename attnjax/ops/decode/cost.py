@@ -13,6 +13,7 @@ from jaxtyping import Array
 from attnjax.masks import Mask
 from attnjax.numerics import accumulation_dtype
 from attnjax.ops.decode.blocks import blocks_of, visits_of
+from attnjax.ops.decode.flat import flat_of
 from attnjax.ops.decode.layout import Paged
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.ops.softmax.cost import Blocks, Cost
@@ -34,7 +35,7 @@ def tpu_cost(problem: DecodeProblem, mask: Mask, length: int | Array) -> Cost:
       mask: the caller's mask, with its arrays as far as they are known.
       length: the caller's length, likewise.
     """
-    cut = blocks_of(problem, None)
+    cut = blocks_of(problem, flat_of(problem), None)
     total = problem.q.shape[0] * cut.count
     visited = None
     if is_concrete(length, *mask.leaves()):
@@ -81,9 +82,9 @@ def xla_notes(problem: DecodeProblem) -> tuple[str, ...]:
 
 def tpu_notes(problem: DecodeProblem) -> tuple[str, ...]:
     """Returns what to know of a call of the TPU kernel."""
-    if problem.k.shape[-1] % 128 == problem.v.shape[-1] % 128 == 0:
+    if flat_of(problem).turned or problem.k.shape[-1] % 128 == problem.v.shape[-1] % 128 == 0:
         return ()
     return (
-        "heads are no multiple of 128 wide, so that XLA keeps the cache in another order, and "
-        "copies it for the kernel",
+        "heads are no multiple of 128 wide, so that XLA may keep the cache in another order, and "
+        "copy it for the kernel",
     )

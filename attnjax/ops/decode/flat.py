@@ -1,9 +1,15 @@
 """All heads of a decoding call as one matrix of scores: rows are queries, columns cached keys.
 
-A cache `[B, S, K, H]` read as `[B, S * K, H]` holds a column for each key head of each slot,
-without a copy. The row of query head `n` and query `t`, number `n * T + t`, sees the columns of its
-own key head. One product of all rows and columns costs a matrix unit no more than one for each
-head, for the keys are loaded into it once in both cases; masks and score_mods run on tiles of it.
+The row of query `t` of query head `n` has number `n * T + t`. A cache `[B, S, K, H]` is read in one
+of two forms, whichever it lies in memory in:
+
+* as `[B, S * K, H]`, if heads are a multiple of 128 wide: a column for each key head of each slot,
+  of which a row sees those of its own key head;
+* turned, as `[B, K * H, S]`, which is how XLA lays out narrower heads on a TPU: a column for each
+  slot, where each query stands among zeros for the other key heads.
+
+In both, one product of all rows and columns costs a matrix unit no more than one for each head, for
+the keys are loaded into it once; masks and score_mods run on tiles of the matrix.
 """
 
 from __future__ import annotations
@@ -18,10 +24,14 @@ from jaxtyping import Array
 from attnjax.masks import Mask, Where, evaluate, walk
 from attnjax.numerics import widen
 from attnjax.operands import Operand
+from attnjax.ops.decode.layout import Paged
 from attnjax.ops.decode.lowering import places, tile
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.scores import Declared, ScoreFn, ScoreMod, check_scores
 from attnjax.typing import Index
+
+# Most sums of values, of which a turned row has one for each key head.
+_MOST_SUMS = 512 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Flat:
       T, N, K: number of queries, query heads and key heads.
       capacity: slots of the cache.
       endless: whether the cache is a ring.
+      turned: whether a column is a slot, and not a key head of one.
     """
 
     T: int
@@ -39,15 +50,26 @@ class Flat:
     K: int
     capacity: int
     endless: bool
+    turned: bool
+
+    @property
+    def columns(self) -> int:
+        """Columns of a slot."""
+        return 1 if self.turned else self.K
+
+    @property
+    def rows(self) -> int:
+        """Rows of a key head."""
+        return self.T * (self.N // self.K)
 
     def index(self, b: Array, row: Array, column: Array, length: Array) -> Index:
         """Returns the positions of rows and columns; the key position is -1 in an empty slot."""
-        head, t = _divide(row, self.T)
-        slot, _ = _divide(column, self.K)
+        head, t = divide(row, self.T)
+        slot, _ = divide(column, self.columns)
         last = length - 1
         if self.endless:
             # No negative numbers are divided: a slot is below twice the capacity.
-            _, back = _divide(last - slot + 2 * self.capacity, self.capacity)
+            _, back = divide(last - slot + 2 * self.capacity, self.capacity)
             k = jnp.maximum(last - back, -1)
         else:
             k = jnp.where(slot < length, slot, -1)
@@ -63,11 +85,12 @@ class Flat:
 
     def meets(self, row: Array, column: Array) -> Array:
         """Returns which columns belong to the key head of a row, and to a slot of the cache."""
-        slot, head = _divide(column, self.K)
-        return (_divide(row, self.T * (self.N // self.K))[0] == head) & (slot < self.capacity)
+        slot, head = divide(column, self.columns)
+        inside = slot < self.capacity
+        return inside if self.turned else (divide(row, self.rows)[0] == head) & inside
 
 
-def _divide(x: Array, n: int) -> tuple[Array, Array]:
+def divide(x: Array, n: int) -> tuple[Array, Array]:
     """Returns quotient and remainder of numbers that are not negative."""
     if n == 1:
         return x, jnp.zeros_like(x)
@@ -77,14 +100,17 @@ def _divide(x: Array, n: int) -> tuple[Array, Array]:
     return quotient, x - quotient * n
 
 
-def flat_of(problem: DecodeProblem) -> Flat:
-    """Returns how a call's rows and columns are numbered."""
-    _, T, N, _ = problem.q.shape
-    capacity = problem.layout.capacity(problem.k)
-    return Flat(T, N, problem.k.shape[2], capacity, problem.layout.endless)
+def flat_of(problem: DecodeProblem, turned: bool | None = None) -> Flat:
+    """Returns how a call's rows and columns are numbered; None turns it as the cache lies."""
+    _, T, N, H = problem.q.shape
+    (K, D), capacity = problem.v.shape[2:], problem.layout.capacity(problem.k)
+    if turned is None:
+        narrow = H % 128 != 0 and D % 128 != 0
+        turned = narrow and not isinstance(problem.layout, Paged) and N * T * K * D <= _MOST_SUMS
+    return Flat(T, N, K, capacity, problem.layout.endless, turned)
 
 
-def flat_scores(problem: DecodeProblem) -> ScoreMod:
+def flat_scores(problem: DecodeProblem, flat: Flat) -> ScoreMod:
     """Returns the score_mods of a call, after the factors of its keys, over rows and columns."""
     sizes = problem.sizes
     mods = problem.score_mods
@@ -94,23 +120,26 @@ def flat_scores(problem: DecodeProblem) -> ScoreMod:
         if isinstance(m, ScoreMod)
         for o in m.operands(sizes)
     ]
-    operands = [_spread(problem, o) for o in declared]
+    operands = [_spread(problem, flat, o) for o in declared]
     scaled = problem.k_scale is not None
     if problem.k_scale is not None:
-        operands.insert(0, Operand("k_scale", column_factors(problem, problem.k_scale), "BS"))
-    return _FlatScores(flat_of(problem), problem.length, mods, sizes, scaled, tuple(operands))
+        factors = column_factors(problem, flat, problem.k_scale)
+        operands.insert(0, Operand("k_scale", factors, "BTS"))
+    return _FlatScores(flat, problem.length, mods, sizes, scaled, tuple(operands))
 
 
-def flat_mask(problem: DecodeProblem) -> Mask:
+def flat_mask(problem: DecodeProblem, flat: Flat) -> Mask:
     """Returns what a row may see of the columns: its key head, its mask, and no empty slot."""
-    operands = tuple(_spread(problem, o) for o in problem.mask.operands())
-    return _FlatMask(flat_of(problem), problem.length, problem.mask, operands)
+    operands = tuple(_spread(problem, flat, o) for o in problem.mask.operands())
+    return _FlatMask(flat, problem.length, problem.mask, operands)
 
 
-def column_factors(problem: DecodeProblem, factors: Array) -> Array:
-    """Returns the factors of keys or values for each column, float32 `[B, columns]`."""
+def column_factors(problem: DecodeProblem, flat: Flat, factors: Array) -> Array:
+    """Returns the factors of keys or values, float32 `[B, 1, columns]`, or `[B, rows, columns]`."""
     gathered = problem.layout.gather(factors.astype(jnp.float32))
-    return gathered.reshape(gathered.shape[0], -1)
+    if flat.turned:
+        return jnp.repeat(jnp.moveaxis(gathered, 1, 2), flat.rows, axis=1)
+    return gathered.reshape(gathered.shape[0], 1, -1)
 
 
 def check_integers(problem: DecodeProblem) -> None:
@@ -134,18 +163,17 @@ def check_integers(problem: DecodeProblem) -> None:
             )
 
 
-def _spread(problem: DecodeProblem, operand: Operand) -> Operand:
+def _spread(problem: DecodeProblem, flat: Flat, operand: Operand) -> Operand:
     """Spreads an operand over rows and columns: `[B|1, rows|1, columns|1]`."""
-    _, T, N, _ = problem.q.shape
-    capacity, K = problem.layout.capacity(problem.k), problem.k.shape[2]
-    array = tile(operand, places(problem.layout, problem.length, T, capacity))
+    T, N = flat.T, flat.N
+    array = tile(operand, places(problem.layout, problem.length, T, flat.capacity))
     B, n, t, s = array.shape
     if n > 1 or t > 1:
         array = jnp.broadcast_to(array, (B, N, T, s)).reshape(B, N * T, s)
     else:
         array = array.reshape(B, 1, s)
     if s > 1:
-        array = jnp.repeat(array, K, axis=-1)
+        array = jnp.repeat(array, flat.columns, axis=-1)
     return dataclasses.replace(operand, array=array, axes="BTS")
 
 

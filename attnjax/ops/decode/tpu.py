@@ -20,7 +20,7 @@ from jaxtyping import Array
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, default_precision, finite_max
 from attnjax.ops.decode import xla
 from attnjax.ops.decode.blocks import Blocks, Visits, blocks_of, visits_of
-from attnjax.ops.decode.flat import Flat, column_factors, flat_mask, flat_of, flat_scores
+from attnjax.ops.decode.flat import Flat, column_factors, divide, flat_mask, flat_of, flat_scores
 from attnjax.ops.decode.plain import Plain, derived, prepare
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.ops.decode.sums import Sums, finish, merge
@@ -91,7 +91,11 @@ class _State(NamedTuple):
 
 
 def attend(
-    problem: DecodeProblem, *, block_k: int | None = None, splits: int | None = None
+    problem: DecodeProblem,
+    *,
+    block_k: int | None = None,
+    splits: int | None = None,
+    turned: bool | None = None,
 ) -> tuple[Array, AttentionStats | None]:
     """Computes attention of the last queries to the cache.
 
@@ -100,6 +104,7 @@ def attend(
       block_k: most slots of the cache in a block, or None; a paged cache is read by whole pages.
       splits: how many share the visited blocks of an example; None is 2 for a single example, for
         chips with two cores, and 1 for more.
+      turned: the form in which the cache is read, see `Flat`; None is as it lies in memory.
 
     Returns:
       The output `[B, T, N, D]` in the dtype of `q`, and the statistics if they are wanted.
@@ -108,7 +113,7 @@ def attend(
       NotImplementedError: with the reason, if the kernel can't.
     """
     plain, flat = prepare(problem)
-    call, arrays = _lower(problem, block_k, splits)
+    call, arrays = _lower(problem, block_k, splits, turned)
     more, structure = jax.tree.flatten(arrays)
     count = len(flat)
 
@@ -124,17 +129,20 @@ def attend(
 
 
 def _lower(
-    problem: DecodeProblem, block_k: int | None = None, splits: int | None = None
+    problem: DecodeProblem,
+    block_k: int | None = None,
+    splits: int | None = None,
+    turned: bool | None = None,
 ) -> tuple[_Call, _Arrays]:
     """Takes a call apart for the kernel; raises NotImplementedError where it can't."""
     B, T, N, _ = problem.q.shape
-    blocks = blocks_of(problem, block_k)
+    flat = flat_of(problem, turned)
+    blocks = blocks_of(problem, flat, block_k)
     rows = -(-N * T // _ROWS) * _ROWS
-    flat = flat_of(problem)
-    tile = Tile(B, 1, N * T, flat.capacity * flat.K, rows, blocks.slots * flat.K)
+    tile = Tile(B, 1, N * T, flat.capacity * flat.columns, rows, blocks.slots * flat.columns)
     try:
-        scores = lower_scores((flat_scores(problem),), problem.scale, tile)
-        mask = lower_mask(flat_mask(problem), tile)
+        scores = lower_scores((flat_scores(problem, flat),), problem.scale, tile)
+        mask = lower_mask(flat_mask(problem, flat), tile)
     except NotImplementedError as error:
         reason = str(error).replace("implementation='blockwise'", "implementation='xla'")
         raise NotImplementedError(reason) from error
@@ -151,7 +159,9 @@ def _lower(
     )
     v_scale = None
     if problem.v_scale is not None:
-        v_scale = column_factors(problem, problem.v_scale)[:, None]
+        v_scale = column_factors(problem, flat, problem.v_scale)
+        if flat.turned:
+            v_scale = jnp.pad(v_scale, ((0, 0), (0, rows - N * T), (0, 0)))
     return call, _Arrays(visits_of(problem, blocks), v_scale, scores.arrays, mask.arrays)
 
 
@@ -183,7 +193,14 @@ def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful
     rows, columns = t.shape
     q = jnp.moveaxis(q, 1, 2).reshape(B, N * T, H)
     q = jnp.pad(q, ((0, 0), (0, rows - N * T), (0, 0)))
-    k, v = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (k, v))
+    heads = 1
+    if call.flat.turned:
+        heads = call.flat.K
+        own = (jnp.arange(rows) // call.flat.rows)[:, None] == jnp.arange(heads)
+        q = jnp.where(own[..., None], q[:, :, None], 0).reshape(B, rows, heads * H)
+        k, v = (jnp.moveaxis(x, 1, 3).reshape(B, -1, x.shape[1]) for x in (k, v))
+    else:
+        k, v = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (k, v))
     scores = call.scores.with_arrays(arrays.scores)
     mask = call.mask.with_arrays(arrays.mask)
     score_parts, mask_parts = parts_of(call.scores, t), parts_of(call.mask, t)
@@ -203,16 +220,23 @@ def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful
         def at(b: Array, p: Array, s: Array, *refs: Any) -> tuple[Any, ...]:
             visits = Visits(*refs)
             j = locate(b, p, s, visits).j
+            if call.flat.turned:
+                return b, 0, j
             return *blocks.piece(visits, b, j, n), 0
 
+        if call.flat.turned:
+            return pl.BlockSpec((pl.squeezed, heads * width, columns), at)
         return pl.BlockSpec((pl.squeezed, columns // blocks.pieces, width), at)
 
     def place(b: Array, p: Array, s: Array, *refs: Any) -> Place:
         return locate(b, p, s, Visits(*refs))
 
-    factors = pl.BlockSpec((pl.squeezed, 1, columns), lambda *g: ((at := place(*g)).b, 0, at.j))
+    factor_rows = 1 if arrays.v_scale is None else arrays.v_scale.shape[1]
+    factors = pl.BlockSpec(
+        (pl.squeezed, factor_rows, columns), lambda *g: ((at := place(*g)).b, 0, at.j)
+    )
     specs = _Reads(
-        pl.BlockSpec((pl.squeezed, rows, H), lambda b, *g: (b, 0, 0)),
+        pl.BlockSpec((pl.squeezed, rows, heads * H), lambda b, *g: (b, 0, 0)),
         [piece(H, n) for n in range(blocks.pieces)],
         [piece(D, n) for n in range(blocks.pieces)],
         None if reads.v_scale is None else factors,
@@ -222,7 +246,7 @@ def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful
     column = pltpu.VMEM((rows, LANES), jnp.float32)
     wide = [column if call.stats else None] * 3
     scratch = (
-        _State(column, pltpu.VMEM((rows, D), jnp.float32), column, *wide),
+        _State(column, pltpu.VMEM((rows, heads * D), jnp.float32), column, *wide),
         score_parts.scratch,
         mask_parts.scratch,
     )
@@ -237,11 +261,12 @@ def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful
             num_scalar_prefetch=len(jax.tree.leaves(arrays.visits)),
             grid=(B, call.splits, -(-blocks.count // call.splits)),
             in_specs=[specs],
-            out_specs=[written(D), written(LANES)],
+            out_specs=[written(heads * D), written(LANES)],
             scratch_shapes=scratch,
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((B, call.splits, rows, width), jnp.float32) for width in (D, LANES)
+            jax.ShapeDtypeStruct((B, call.splits, rows, width), jnp.float32)
+            for width in (heads * D, LANES)
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
@@ -249,6 +274,9 @@ def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful
         interpret=call.interpret,
         name="attnjax_decode",
     )(*arrays.visits, reads)
+    if call.flat.turned:
+        out = out.reshape(*out.shape[:3], heads, D)
+        out = jnp.sum(jnp.where(own[..., None], out, 0), axis=-2)
     largest, total, *rest = (numbers[..., n] for n in range(5 if call.stats else 2))
     return Sums(largest, out, total, *rest)
 
@@ -259,6 +287,7 @@ def _kernel(call: _Call, score_parts: Any, mask_parts: Any, careful: bool, *refs
     t = call.tile
     j, active = call.blocks.visited(Visits(*visits), call.splits, b, p, s)
     h = jnp.int32(0)
+    by_width = 0 if call.flat.turned else 1
 
     @pl.when(s == 0)
     def start() -> None:
@@ -273,14 +302,22 @@ def _kernel(call: _Call, score_parts: Any, mask_parts: Any, careful: bool, *refs
     def visit() -> None:
         index = t.index(b, h, jnp.int32(0), j * t.block_k)
         k, v = (_block(call, x, reads.q.dtype, j) for x in (reads.k, reads.v))
-        dots = _dot(call, reads.q[...], k, 1)
+        bad = None
+        if careful and call.flat.turned:
+            k, bad = _clean(call, k, t.shape[0])
+        dots = _dot(call, reads.q[...], k, by_width)
         parts = score_parts.read(reads.scores, score_columns, b, h)
         # A score_mod may make a number of an infinity; 0 times it is NaN.
         score = call.scores(dots, index=index, parts=parts) + dots * 0
         factors = None if reads.v_scale is None else reads.v_scale[...]
-        if careful:
-            v, factors, bad = _clean(call, v, factors, score.shape[0])
+        if bad is not None:
             score += bad
+        if careful:
+            v, bad = _clean(call, v, t.shape[0])
+            score += bad
+            if factors is not None:
+                score += factors * 0
+                factors = jnp.where(jnp.abs(factors) < jnp.inf, factors, 0)
         seen = call.mask(index=index, parts=mask_parts.read(reads.mask, mask_columns, b, h))
         score = jnp.where(seen, score, MASKED)
         before = state.largest[:, :1]
@@ -309,7 +346,9 @@ def _kernel(call: _Call, score_parts: Any, mask_parts: Any, careful: bool, *refs
         add(state.total, total, weight)
         if factors is not None:
             weight = weight * factors
-        state.out[...] = state.out[...] * shrink + _dot(call, weight.astype(v.dtype), v, 0)
+        state.out[...] = state.out[...] * shrink + _dot(
+            call, weight.astype(v.dtype), v, 1 - by_width
+        )
         state.largest[...] = jnp.broadcast_to(largest, state.largest.shape)
 
     @pl.when(s == pl.num_programs(2) - 1)
@@ -324,30 +363,31 @@ def _kernel(call: _Call, score_parts: Any, mask_parts: Any, careful: bool, *refs
 
 
 def _block(call: _Call, refs: Any, dtype: jnp.dtype, j: Array) -> Array:
-    """Reads a block of keys or values, `[columns, width]`, in the dtype of the queries."""
+    """Reads a block of keys or values, in the dtype of the queries."""
     pieces = [ref[...].astype(dtype) for ref in refs]
     x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=0)
     if call.tile.S % call.tile.block_k:
         # What lies beyond the cache may be anything, and 0 times NaN is NaN.
-        at = j * call.tile.block_k + jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], 1), 0)
+        axis, shape = (1, (1, x.shape[1])) if call.flat.turned else (0, (x.shape[0], 1))
+        at = j * call.tile.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
         x = jnp.where(at < call.tile.S, x, jnp.zeros_like(x))
     return x
 
 
-def _clean(
-    call: _Call, v: Array, factors: Array | None, rows: int
-) -> tuple[Array, Array | None, Array]:
-    """Returns values and factors without NaNs and infinities, and NaN for columns that had some."""
-    finite = jnp.abs(v.astype(jnp.float32)) < jnp.inf
-    # A sum over the width, whose result lies along the columns as the scores do.
-    ones = jnp.ones((rows, v.shape[1]), v.dtype)
-    number = _dot(call, ones, jnp.where(finite, 0, 1).astype(v.dtype), 1)
-    bad = jnp.where(number > 0, jnp.nan, 0.0)
-    v = jnp.where(finite, v.astype(jnp.float32), 0).astype(v.dtype)
-    if factors is not None:
-        bad += factors * 0
-        factors = jnp.where(jnp.abs(factors) < jnp.inf, factors, 0)
-    return v, factors, bad
+def _clean(call: _Call, x: Array, rows: int) -> tuple[Array, Array]:
+    """Returns a block without NaNs and infinities, and NaN for rows and columns that had some."""
+    finite = jnp.abs(x.astype(jnp.float32)) < jnp.inf
+    # A sum over the width of a head, whose result lies along the columns as the scores do.
+    if call.flat.turned:
+        shape = (rows, x.shape[0])
+        row, at = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+        own = divide(row, call.flat.rows)[0] == divide(at, x.shape[0] // call.flat.K)[0]
+        ones, by_width = jnp.where(own, 1.0, 0.0).astype(x.dtype), 0
+    else:
+        ones, by_width = jnp.ones((rows, x.shape[1]), x.dtype), 1
+    number = _dot(call, ones, jnp.where(finite, 0.0, 1.0).astype(x.dtype), by_width)
+    clean = jnp.where(finite, x.astype(jnp.float32), 0).astype(x.dtype)
+    return clean, jnp.where(number > 0, jnp.nan, 0.0)
 
 
 def _dot(call: _Call, left: Array, right: Array, axis: int) -> Array:

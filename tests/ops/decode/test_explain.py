@@ -43,18 +43,19 @@ def test_the_kernel_visits_what_holds_something() -> None:
 
 
 def test_copies_are_said() -> None:
-    q, k, v = shapes(H=64)
-    assert attnjax.explain_decode(*shapes(), length=9).notes == ()
-    with attnjax.emulate("tpu"):
-        assert attnjax.explain_decode(*shapes(), length=9).notes == ()
-        (note,) = attnjax.explain_decode(q, k, v, length=9).notes
-    assert "copies it for the kernel" in note
-    pages = attnjax.Paged(jax.ShapeDtypeStruct((2, 64), jnp.int32))
-    k = v = jax.ShapeDtypeStruct((128, 64, 4, 64), jnp.float32)
-    plan = attnjax.explain_decode(
-        q, k, v, length=9, layout=pages, score_mod=lambda s, b, h, i, j: s
-    )
+    for H in (64, 128):
+        assert attnjax.explain_decode(*shapes(H=H), length=9).notes == ()
+        with attnjax.emulate("tpu"):
+            assert attnjax.explain_decode(*shapes(H=H), length=9).notes == ()
+    layout = attnjax.Paged(jax.ShapeDtypeStruct((2, 64), jnp.int32))
+    q, *_ = shapes(H=64)
+    pages = [jax.ShapeDtypeStruct((128, 64, 4, 64), jnp.float32)] * 2
+    options: dict[str, Any] = {"length": 9, "layout": layout, "score_mod": lambda s, *_: s}
+    plan = attnjax.explain_decode(q, *pages, **options)
     assert "gathered into a copy" in plan.notes[0] and "a function of yours" in plan.notes[1]
+    with attnjax.emulate("tpu"):
+        plan = attnjax.explain_decode(q, *pages, **options)
+    assert "copy it for the kernel" in plan.notes[0] and "a function of yours" in plan.notes[1]
 
 
 def test_temporaries_are_about_what_the_compiler_allots() -> None:
