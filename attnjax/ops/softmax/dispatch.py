@@ -63,7 +63,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     ),
     "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
     # After cuDNN as long as no GPU has run it: it is compiled and interpreted only.
-    "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, notes=gpu.notes),
+    "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, tiling=gpu.tiling, notes=gpu.notes),
     "blockwise": Implementation(
         blockwise.attend,
         anything,

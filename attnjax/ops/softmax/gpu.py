@@ -11,6 +11,7 @@ from jaxtyping import Array
 from attnjax.ops.softmax.cost import Blocks, Cost, blockwise_cost
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.tiles import Tiling
 from attnjax.platform import platform
 
 _ELSEWHERE = "Use implementation=None or 'blockwise'."
@@ -64,13 +65,28 @@ def _check_device(device: Any) -> None:
         )
 
 
+def tiling(problem: Problem) -> Tiling:
+    """Returns the tiles of a call's forward pass, as schedules take them."""
+    from attnjax.ops.softmax import gpu_operation
+
+    B, T, S, N, K = (problem.sizes[a] for a in "BTSNK")
+    return Tiling(B, T, S, N, K, 1, N, *gpu_operation.lower(problem).forward.blocks)
+
+
 def cost(problem: Problem, blocks: Blocks) -> Cost:
-    """Costs of the kernels: arrays without NaN, and a number or two per row."""
-    size = problem.sizes
+    """Costs of the kernels; where the blocks are not known, of visiting all of them."""
+    size, tiles = problem.sizes, tiling(problem)
+    visited = blocks.total if blocks.visited is None else blocks.visited
+    products = 2 * visited * size["N"] * tiles.block_q * tiles.block_k
     rows, keys = size["B"] * size["T"] * size["N"], size["B"] * size["S"] * size["K"]
+    # Arrays without NaNs, and a few numbers per row.
     finite = (rows + 2 * keys) * size["H"] * problem.q.dtype.itemsize + 4 * (rows + keys)
+    numbers = 4 * rows * (5 if problem.stats else 1)
     return blockwise_cost(problem, blocks)._replace(
-        temporaries_forward=finite + 4 * rows, temporaries_backward=finite + 8 * rows
+        flops_forward=products * 2 * size["H"],
+        flops_backward=products * 7 * size["H"],
+        temporaries_forward=finite + numbers,
+        temporaries_backward=finite + numbers + 8 * rows,
     )
 
 

@@ -1,5 +1,6 @@
 """The GPU kernels: numbers in the interpreter, what the compiler makes of them, what is refused."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import attnjax
 from attnjax.bench import cuda_aot
+from attnjax.ops.kernels import mosaic_gpu
 from attnjax.ops.softmax import gpu
 from attnjax.validate import make_problem
 
@@ -208,6 +210,17 @@ def test_forward_mode_and_vmap() -> None:
     np.testing.assert_allclose(moved, want, rtol=CLOSE, atol=CLOSE * np.abs(want).max())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("how", ["statistics", "documents"])
+def test_no_warpgroup_races_another(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, extra = NUMERIC[how]
+    careful = dataclasses.replace(mosaic_gpu.interpreter(), detect_races=True)
+    monkeypatch.setattr(mosaic_gpu, "interpreter", lambda: careful)
+    # The interpreter raises where it finds a race.
+    assert_same(arrays(64) | extra, **fixed)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"dropout": attnjax.Dropout(0.5, jax.random.key(0))}, "no dropout"),
     "precision": ({"precision": "highest"}, "precision"),
@@ -250,6 +263,9 @@ def test_explain_says_whose_gradients_are_computed_elsewhere() -> None:
         plain = attnjax.explain(**given, implementation="gpu")
     assert "gradients of arrays in score_mods" in str(plan)
     assert "gradients of arrays" not in str(plain)
+    # Blocks of 128 by 128.
+    assert plain.cost.blocks == (6, 2, 6)
+    assert plain.cost.flops_forward == 2 * 6 * N * 128 * 128 * 2 * 64
 
 
 @pytest.mark.parametrize("width", [64, 128])
