@@ -189,18 +189,10 @@ def _fast(call: _Call, plain: Plain, arrays: _Arrays, flat: tuple[Array, ...]) -
 def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful: bool) -> Sums:
     """Runs the kernel; the sums are `[B, splits, rows, ...]`."""
     t, blocks = call.tile, call.blocks
-    (B, T, N, H), D = q.shape, v.shape[-1]
+    B, H, D = q.shape[0], q.shape[-1], v.shape[-1]
     rows, columns = t.shape
-    q = jnp.moveaxis(q, 1, 2).reshape(B, N * T, H)
-    q = jnp.pad(q, ((0, 0), (0, rows - N * T), (0, 0)))
-    heads = 1
-    if call.flat.turned:
-        heads = call.flat.K
-        own = (jnp.arange(rows) // call.flat.rows)[:, None] == jnp.arange(heads)
-        q = jnp.where(own[..., None], q[:, :, None], 0).reshape(B, rows, heads * H)
-        k, v = (jnp.moveaxis(x, 1, 3).reshape(B, -1, x.shape[1]) for x in (k, v))
-    else:
-        k, v = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (k, v))
+    heads = call.flat.K if call.flat.turned else 1
+    q, k, v = _lay_out(call, q, k, v)
     scores = call.scores.with_arrays(arrays.scores)
     mask = call.mask.with_arrays(arrays.mask)
     score_parts, mask_parts = parts_of(call.scores, t), parts_of(call.mask, t)
@@ -276,9 +268,29 @@ def _sums(call: _Call, arrays: _Arrays, q: Array, k: Array, v: Array, *, careful
     )(*arrays.visits, reads)
     if call.flat.turned:
         out = out.reshape(*out.shape[:3], heads, D)
-        out = jnp.sum(jnp.where(own[..., None], out, 0), axis=-2)
+        out = jnp.sum(jnp.where(_own_heads(call)[..., None], out, 0), axis=-2)
     largest, total, *rest = (numbers[..., n] for n in range(5 if call.stats else 2))
     return Sums(largest, out, total, *rest)
+
+
+def _lay_out(call: _Call, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Returns the queries as rows, and the cache as it lies in memory: see `Flat`."""
+    rows = call.tile.shape[0]
+    (B, T, N, H), K = q.shape, call.flat.K
+    q = jnp.moveaxis(q, 1, 2).reshape(B, N * T, H)
+    q = jnp.pad(q, ((0, 0), (0, rows - N * T), (0, 0)))
+    if not call.flat.turned:
+        k, v = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (k, v))
+        return q, k, v
+    q = jnp.where(_own_heads(call)[..., None], q[:, :, None], 0).reshape(B, rows, K * H)
+    k, v = (jnp.moveaxis(x, 1, 3).reshape(B, -1, x.shape[1]) for x in (k, v))
+    return q, k, v
+
+
+def _own_heads(call: _Call) -> Array:
+    """Returns which key head a row reads, bool `[rows, K]`."""
+    row = jnp.arange(call.tile.shape[0])[:, None]
+    return row // call.flat.rows == jnp.arange(call.flat.K)
 
 
 def _kernel(call: _Call, score_parts: Any, mask_parts: Any, careful: bool, *refs: Any) -> None:
