@@ -61,7 +61,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
             Stage(("block_q_backward", "block_k_backward"), tpu.candidates_backward, "backward"),
         ),
     ),
-    "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost),
+    "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost, notes=vendor.notes),
     # After cuDNN as long as no GPU has run it: it is compiled and interpreted only.
     "gpu": Implementation(gpu.attend, gpu.check, gpu.cost, tiling=gpu.tiling, notes=gpu.notes),
     "blockwise": Implementation(

@@ -165,6 +165,14 @@ def cost(problem: Problem, blocks: Blocks) -> Cost:
     )
 
 
+def notes(problem: Problem) -> tuple[str, ...]:
+    """Returns what to know of a call on cuDNN."""
+    return (
+        "cuDNN adds gradients up in an order that changes from run to run, and with it their last "
+        "bits, unless XLA_FLAGS has --xla_gpu_deterministic_ops=true",
+    )
+
+
 def _parts(mask: Mask) -> tuple[float, float, tuple[Any, ...], tuple[Any, ...]]:
     """Returns the keys to the left and right of the query that are seen, and the lengths."""
     inf = math.inf
