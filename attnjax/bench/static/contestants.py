@@ -186,15 +186,20 @@ def best(
 def _sweep(peer: str, direction: str, length: int) -> list[dict[str, Any]]:
     """Returns block sizes of a peer: those that were ever the best, and near them.
 
-    With backward kernels, 2048x2048 takes minutes to compile, and was never more than 0.5% better.
+    Backward kernels of 2048x2048 take minutes to compile and were never more than 0.5% better than
+    others; they are tried only along with a forward kernel of splash that is.
     """
-    pairs = _SIZES if direction == "fwd" else _SIZES[:-1]
+    forward = direction == "fwd"
+    pairs = _SIZES if forward or peer == "splash" else _SIZES[:-1]
     sizes = dict.fromkeys((min(q, length), min(k, length)) for q, k in pairs)
     if peer == "flash":
         return [{"block_q": q, "block_k": k} for q, k in sizes]
     found = []
-    for (q, k), fused in itertools.product(sizes, (False, True)[: 1 + (direction == "fwdbwd")]):
-        for compute in dict.fromkeys(min(x, k) for x in (256, 512, k)):
+    for (q, k), fused in itertools.product(sizes, (False,) if forward else (False, True)):
+        slow = not forward and (q, k) == _SIZES[-1]
+        if slow and not fused:
+            continue
+        for compute in dict.fromkeys(min(x, k) for x in (256, 512, *([] if slow else [k]))):
             found.append({"block_q": q, "block_k": k, "compute": compute, "fused": fused})
     return found
 

@@ -125,7 +125,7 @@ class Profile:
 
 
 def profile(
-    jobs: Sequence[Job], target: str, *, timeout: float = 120.0, keep: str | None = None
+    jobs: Sequence[Job], target: str, *, timeout: float = 400.0, keep: str | None = None
 ) -> list[Profile]:
     """Compiles functions for a TPU, in processes of their own, and profiles their kernels.
 
