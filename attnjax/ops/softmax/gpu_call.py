@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -248,5 +247,5 @@ def hide(view: Pass, refs: Any, place: gpu_parts.Place, x: Array, value: float) 
 
 def take_turns(order: Any, counts: Any, b: Array, row: Array) -> tuple[Array, Array, Array]:
     """Returns the batch index of a schedule, how many blocks are FULL, and how many are visited."""
-    b = b if order.shape[0] > 1 else jax.lax.mul(b, jnp.int32(0))
+    b = b if order.shape[0] > 1 else jnp.int32(0)
     return b, counts[b, row, 0], counts[b, row, 1]
