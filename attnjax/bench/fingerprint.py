@@ -44,10 +44,17 @@ def fingerprint() -> dict[str, Any]:
             "kind": devices[0].device_kind,
             "count": len(devices),
         },
-        "processor": {"model": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "processor": {"model": _processor(), "cores": cores()},
         "flags": {n: x for n, x in sorted(os.environ.items()) if n.startswith(_FLAGS)},
         "git": _git(),
     }
+
+
+def cores() -> int:
+    """Returns how many cores this process may use, where the system tells; else how many are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -30,7 +31,7 @@ def _row(name, samples, **more):
 def result():
     return {
         "suite": "cpu",
-        "fingerprint": fingerprint(),
+        "fingerprint": {**fingerprint(), "git": {"commit": "5eed" * 10, "changed": True}},
         "settings": {"rounds": 3},
         "unit": "s",
         "matrix_tflops": 6.0,
@@ -58,7 +59,7 @@ def test_the_files_hold_everything(result, tmp_path):
         "- other: refused: knows no masks",
         "- splash: needs tpu; this is cpu",
         "matrix products: 6.00 TFLOP/s",
-        result["fingerprint"]["git"]["commit"],
+        "commit 5eed5eed5eed5eed5eed5eed5eed5eed5eed5eed, with changes",
     ):
         assert part in text
 
@@ -85,8 +86,10 @@ def test_the_fingerprint_tells_what_ran():
     found = json.loads(json.dumps(fingerprint()))
     assert found["device"]["platform"] == "cpu" and found["device"]["count"] >= 1
     assert {"jax", "jaxlib", "numpy"} <= set(found["packages"])
-    assert found["processor"]["cores"] >= 1 and len(found["git"]["commit"]) == 40
+    assert found["processor"]["cores"] >= 1
     assert found["date"].endswith("+00:00")
+    # A copy of the code may be no checkout.
+    assert found["git"] is None or re.fullmatch("[0-9a-f]{40}", found["git"]["commit"])
 
 
 def test_differences_beyond_the_noise(result):

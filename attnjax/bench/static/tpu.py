@@ -26,6 +26,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnjax.bench.fingerprint import cores
+
 TARGETS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 _PASSES = ".*(final|pre-finalize).*"
 
@@ -145,7 +147,7 @@ def profile(
     if target not in TARGETS:
         raise ValueError(f"target: expected one of {', '.join(TARGETS)}; got {target!r}.")
     # Every other job for each process: neighbours are alike, and so are the times they take.
-    workers = max(1, min(len(os.sched_getaffinity(0)) // 2, len(jobs) // 2))
+    workers = max(1, min(cores() // 2, len(jobs) // 2))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         parts = pool.map(lambda k: _all(jobs[k::workers], target, timeout, keep), range(workers))
         found = dict(zip(range(workers), parts, strict=True))
