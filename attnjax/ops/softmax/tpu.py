@@ -57,7 +57,7 @@ def check(problem: Problem) -> None:
     here = platform()
     if here.name != "tpu":
         raise NotImplementedError(
-            f"its kernels are for a TPU, and this process computes on a {here.name}. Run it where "
+            f"the TPU kernels need a TPU, and jax runs on the {here.name}. Run them where "
             "jax.default_backend() is 'tpu', or within `attnjax.emulate('tpu')`, which runs the "
             "same kernels in Pallas' interpreter: right numbers, slowly."
         )
