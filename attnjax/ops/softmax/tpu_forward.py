@@ -22,7 +22,7 @@ from jaxtyping import Array
 from attnjax.masks import EMPTY, FULL, PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.kernels import steps
-from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of
+from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of, to_column
 from attnjax.ops.softmax.tpu_call import (
     Arguments,
     Call,
@@ -353,21 +353,20 @@ def _finish(
     Returns:
       The output `[block_q, D]`; and the numbers per row, `[1, block_q]`, logsumexp first.
     """
-    lane = jax.lax.broadcasted_iota(jnp.int32, state.largest.shape, 1)
+    # Sums over lanes cost more than turning rows into columns and back.
     ends = state.largest
-    if call.stats:
-        ends = jnp.where(lane == 0, ends, state.first[:, :1])
+    if state.first is not None:
+        lane = jax.lax.broadcasted_iota(jnp.int32, ends.shape, 1)
+        ends = jnp.where(lane == 0, state.first, ends)
     ends = ends.T
-    largest, first = ends[:1], ends[1:2]
+    first, largest = ends[:1], ends[1:2]
     sums = [
         jnp.sum(x.T, axis=0, keepdims=True)
         for x in (state.total, state.surprise, state.reach)
         if x is not None
     ]
-    column = jnp.sum(state.total, axis=1, keepdims=True)
-    scale, *_ = _normaliser(state.largest, column, unit, sink)
-    out = state.out * across(scale, state.out.shape[1])
     scale, shift, total, weight = _normaliser(largest, sums[0], unit, sink)
+    out = state.out * across(to_column(scale), state.out.shape[1])
     empty = largest == MASKED
     logsumexp = jnp.where(empty, MASKED, jnp.log(total) + shift)
     if not call.stats:
