@@ -56,6 +56,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         tpu.check,
         tpu_cost,
         tiling=tpu.tiling,
+        notes=tpu.notes,
         stages=(
             Stage(("block_q", "block_k"), tpu.candidates, "forward"),
             Stage(("block_q_backward", "block_k_backward"), tpu.candidates_backward, "backward"),

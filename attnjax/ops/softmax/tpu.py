@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from attnjax.masks import Segments, walk
 from attnjax.numerics import MASKED, widen
 from attnjax.ops import tuning
 from attnjax.ops.derivatives import differentiable
-from attnjax.ops.kernels.programs import Tile, lower_mask, lower_scores
+from attnjax.ops.kernels.programs import Part, Tile, lower_mask, lower_scores, part
 from attnjax.ops.kernels.steps import Steps, make_steps
 from attnjax.ops.kernels.tpu_parts import LANES, parts_of
 from attnjax.ops.softmax import blockwise
@@ -105,9 +106,32 @@ def _precision(problem: Problem) -> Any:
 def tile_of(problem: Problem, block_q: int | None = None, block_k: int | None = None) -> Tile:
     """Returns the tiles of a call: of the sizes given, or those that were measured to be best."""
     size, best, usual = problem.sizes, tuning.options("tpu", problem), _usual_block(problem)
-    block_q = _block(size["T"], best.get("block_q", usual)) if block_q is None else block_q
-    block_k = _block(size["S"], best.get("block_k", usual)) if block_k is None else block_k
-    return Tile(size["B"], size["N"], size["T"], size["S"], block_q, block_k)
+    tile = Tile(
+        size["B"],
+        size["N"],
+        size["T"],
+        size["S"],
+        _block(size["T"], best.get("block_q", usual)) if block_q is None else block_q,
+        _block(size["S"], best.get("block_k", usual)) if block_k is None else block_k,
+    )
+    if None not in (block_q, block_k) or not _relative(problem, tile):
+        return tile
+    # Windows of relative positions line up where one block size is a multiple of the other.
+    return dataclasses.replace(
+        tile,
+        block_q=_doubled(tile.block_q) if block_q is None else block_q,
+        block_k=_doubled(tile.block_k) if block_k is None else block_k,
+    )
+
+
+def _relative(problem: Problem, tile: Tile) -> bool:
+    mods = (m for m in problem.score_mods if isinstance(m, ScoreMod))
+    return any(o.relative for m in mods for o in m.operands(tile.sizes))
+
+
+def _doubled(block: int) -> int:
+    """Returns the power of two times LANES that is not smaller than a block."""
+    return LANES << (-(-block // LANES) - 1).bit_length()
 
 
 def _usual_block(problem: Problem) -> int:
@@ -118,6 +142,22 @@ def _usual_block(problem: Problem) -> int:
 
 def _block(length: int, block: int) -> int:
     return min(block, -(-max(length, 1) // LANES) * LANES)
+
+
+def notes(problem: Problem) -> tuple[str, ...]:
+    """Returns what to know of a call on the TPU kernels."""
+    found = ["forward mode (jax.jvp, jax.jacfwd) is computed by blockwise"]
+    tile = tile_of(problem)
+    mods = (m for m in problem.score_mods if isinstance(m, ScoreMod))
+    operands = [o for m in mods for o in m.operands(tile.sizes)]
+    for operand in operands:
+        if part(operand) is Part.TILE:
+            size = 4 * tile.B * tile.N * tile.T * tile.S / 2**20
+            found.append(
+                f"the gradient of {operand.name}, if it is asked for, takes {size:.4g} MiB: it is "
+                "made for every batch element and head before those that share it are added up"
+            )
+    return tuple(found)
 
 
 def candidates(problem: Problem) -> list[dict[str, int]]:
