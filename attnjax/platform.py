@@ -60,3 +60,22 @@ def emulate(name: str, *, interpret: bool = True) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+def need_tpu(otherwise: str) -> None:
+    """Refuses to go on where kernels for a TPU cannot run.
+
+    Args:
+      otherwise: the implementation to use instead.
+
+    Raises:
+      NotImplementedError: unless kernels are chosen for a TPU; it says how to run them here.
+    """
+    here = platform()
+    if here.name != "tpu":
+        raise NotImplementedError(
+            f"the TPU kernels need a TPU, and jax runs on the {here.name}. Run them where "
+            "jax.default_backend() is 'tpu'; or within `attnjax.emulate('tpu')`, which runs the "
+            "same kernels in Pallas' interpreter: right numbers, slowly; or pass "
+            f"implementation={otherwise!r}."
+        )

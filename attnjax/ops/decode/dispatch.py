@@ -9,12 +9,13 @@ from jaxtyping import Array
 
 from attnjax.masks import Mask
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.decode import tpu, xla
+from attnjax.ops.decode import xla
 from attnjax.ops.decode.cost import tpu_cost, tpu_notes, xla_cost, xla_notes
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.ops.softmax.cost import Cost
 from attnjax.ops.softmax.plan import Plan, user_notes
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.platform import need_tpu
 
 
 class Implementation(NamedTuple):
@@ -27,9 +28,23 @@ class Implementation(NamedTuple):
     notes: Callable[[DecodeProblem], tuple[str, ...]] = xla_notes
 
 
+def _attend_tpu(problem: DecodeProblem) -> tuple[Array, AttentionStats | None]:
+    from attnjax.ops.decode import tpu
+
+    return tpu.attend(problem)
+
+
+def _check_tpu(problem: DecodeProblem) -> None:
+    need_tpu("xla")
+    # Not before: Pallas takes as long to import as all the rest of attnjax.
+    from attnjax.ops.decode import tpu
+
+    tpu.check(problem)
+
+
 # In order of preference.
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "tpu": Implementation(tpu.attend, tpu.check, cost=tpu_cost, notes=tpu_notes),
+    "tpu": Implementation(_attend_tpu, _check_tpu, cost=tpu_cost, notes=tpu_notes),
     "xla": Implementation(xla.attend),
 }
 _run = runner(IMPLEMENTATIONS)

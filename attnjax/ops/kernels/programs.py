@@ -23,6 +23,9 @@ from attnjax.ops.kernels.hoisting import Lookup, split, trace
 from attnjax.scores import Declared, ScoreFn, ScoreMod, check_scores
 from attnjax.typing import Index
 
+# The width of a TPU's vectors, and of its smallest blocks.
+LANES = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:

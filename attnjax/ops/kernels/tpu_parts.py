@@ -16,9 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from attnjax.operands import Operand
-from attnjax.ops.kernels.programs import Part, Tile, TileProgram, letters, part
-
-LANES = 128
+from attnjax.ops.kernels.programs import LANES, Part, Tile, TileProgram, letters, part
 
 
 class Place(NamedTuple):

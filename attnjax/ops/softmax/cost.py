@@ -11,7 +11,7 @@ import numpy as np
 from attnjax.masks import EMPTY, FULL, Mask
 from attnjax.numerics import matmul_dtype
 from attnjax.ops.schedule import tile_kinds
-from attnjax.ops.softmax import tpu
+from attnjax.ops.softmax import tpu_tiling
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.ops.tiles import Tiling
@@ -95,7 +95,7 @@ def blockwise_cost(problem: Problem, blocks: Blocks) -> Cost:
 
 def tpu_cost(problem: Problem, blocks: Blocks) -> Cost:
     """Costs of the TPU kernels; where the blocks are not known, of visiting all of them."""
-    size, tiling = problem.sizes, tpu.tiling(problem)
+    size, tiling = problem.sizes, tpu_tiling.tiling(problem)
     visited = blocks.total if blocks.visited is None else blocks.visited
     products = 2 * visited * size["N"] * tiling.block_q * tiling.block_k
     rows, keys = size["B"] * size["N"] * size["T"], size["B"] * size["K"] * size["S"]

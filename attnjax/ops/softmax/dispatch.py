@@ -11,7 +11,7 @@ from jaxtyping import Array
 from attnjax.masks import Mask
 from attnjax.numerics import MASKED
 from attnjax.ops.choosing import anything, choose, runner
-from attnjax.ops.softmax import blockwise, gpu, reference, tiling, tpu, vendor
+from attnjax.ops.softmax import blockwise, gpu, reference, tiling, tpu, tpu_tiling, vendor
 from attnjax.ops.softmax.cost import (
     Blocks,
     Cost,
@@ -55,11 +55,13 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         tpu.attend,
         tpu.check,
         tpu_cost,
-        tiling=tpu.tiling,
+        tiling=tpu_tiling.tiling,
         notes=tpu.notes,
         stages=(
-            Stage(("block_q", "block_k"), tpu.candidates, "forward"),
-            Stage(("block_q_backward", "block_k_backward"), tpu.candidates_backward, "backward"),
+            Stage(("block_q", "block_k"), tpu_tiling.candidates, "forward"),
+            Stage(
+                ("block_q_backward", "block_k_backward"), tpu_tiling.candidates_backward, "backward"
+            ),
         ),
     ),
     "cudnn": Implementation(vendor.attend, vendor.check, vendor.cost, notes=vendor.notes),
