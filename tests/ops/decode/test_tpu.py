@@ -291,7 +291,7 @@ def test_examples_may_be_mapped_over() -> None:
 
 def test_none_takes_the_kernel_on_a_tpu_where_it_can(monkeypatch: Any) -> None:
     q, k, v = arrays()
-    with pytest.raises(NotImplementedError, match="need a TPU.*on the cpu.*emulate"):
+    with pytest.raises(NotImplementedError, match=r"need a TPU.*on the cpu.*emulate"):
         attnjax.decode(q[:, :1], k, v, length=7, implementation="tpu")
     attnjax.decode(q[:, :1], k, v, length=7)
     called = []
