@@ -171,8 +171,13 @@ class Machine:
         name = operation.name
         slot = self._slot(operation.result)
         if name == "inlined_call_operand":
-            pointer = _OPERAND + int(operation.arguments[0]) if operation.arguments else None
-            return _assign(slot, lambda values: pointer)
+            if not operation.arguments:
+                return _assign(slot, lambda values: None)
+            number = int(operation.arguments[0])
+            if "<no memory space>" in operation.text:
+                # Handed over in a register, as the bounds of a dynamic grid are.
+                return _assign(slot, lambda values: next(iter(self._words.get(number, ())), None))
+            return _assign(slot, lambda values: _OPERAND + number)
         if name.startswith(("vst", "shalt", "dma.done", "vsync", "sfence")):
             return None
         readers = [self._reader(x) for x in operation.arguments]

@@ -59,6 +59,7 @@ class Shape:
       width: 0 for a list of steps; for ranges, the number of steps of each row.
       batched: whether batch elements have schedules of their own.
       alone: whether a row may have a single step.
+      traced: whether the number of steps is known only when the kernel runs; `count` is the most.
       apart: for a schedule that tells FULL_AFTER from FULL, the block sizes of rows and columns.
     """
 
@@ -67,6 +68,7 @@ class Shape:
     batched: bool
     apart: tuple[int, int] | None = None
     alone: bool = True
+    traced: bool = False
 
 
 class Steps(NamedTuple):
@@ -111,6 +113,15 @@ def read(shape: Shape, words: Any, b: Array, s: Array) -> Step:
     return Step(row, column, kind, jnp.where(n == 0, 1, 0), jnp.where(n == shape.width - 1, 1, 0))
 
 
+def length(shape: Shape, words: Array) -> int | Array:
+    """Returns how many steps a kernel takes for each batch element and head."""
+    if not shape.traced:
+        return shape.count
+    # What fills a shorter list up has nothing to compute and begins no row.
+    begins, computes = (words >> _FIRST) & 1 == 1, (words >> _KIND) & 3 != EMPTY
+    return jnp.max(jnp.sum(begins | computes, axis=1, dtype=jnp.int32))
+
+
 def make_steps(
     mask: Mask, tiling: Tiling, *, by: str, apart: bool = False, budget: int = BUDGET
 ) -> Steps:
@@ -153,7 +164,7 @@ def make_steps(
             q, k = xp.arange(rows)[:, None] * blocks[0], xp.arange(columns) * blocks[1]
             kinds = xp.where((kinds == FULL) & (k > q), xp.int8(FULL_AFTER), kinds)
         words = _list(kinds, count) if host else _list_in_trace(kinds, count)
-        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1, blocks, alone))
+        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1, blocks, alone, not host))
     if batch * rows * 8 > budget:
         raise NotImplementedError(
             f"a schedule of {batch} x {rows} rows of blocks takes more than {budget} bytes of "

@@ -291,7 +291,8 @@ def _run(run: _Run, arguments: Arguments, reads: _Reads, like: tuple[Array, ...]
     before = 1 + len(jax.tree.leaves(reads))
     first = len(like) + len(all_queries)
     places = [n for n, z in enumerate(zeros) if z is not None]
-    heads = (call.K, run.own.steps.count, run.groups) if by_key else (t.N, run.own.steps.count)
+    length = steps.length(run.own.steps, words)
+    heads = (call.K, length, run.groups) if by_key else (t.N, length)
     rest: list[Literal["arbitrary"]] = ["arbitrary" for _ in heads[1:]]
     return pl.pallas_call(
         functools.partial(_kernel, run),

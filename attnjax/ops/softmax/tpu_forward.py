@@ -148,7 +148,7 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(t.B, t.N, run.steps.count),
+            grid=(t.B, t.N, steps.length(run.steps, arguments.by_query)),
             in_specs=[specs],
             out_specs=[
                 at((t.block_q, D), lambda p: (p.b, p.h, p.i, 0)),

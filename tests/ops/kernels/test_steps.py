@@ -7,7 +7,7 @@ import pytest
 
 import attnjax
 from attnjax.masks import EMPTY, FULL
-from attnjax.ops.kernels.steps import BUDGET, make_steps, read
+from attnjax.ops.kernels.steps import BUDGET, length, make_steps, read
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.tiles import Tiling
 
@@ -49,11 +49,15 @@ def test_steps_visit_what_the_mask_needs(name: str, traced: bool, by: str, budge
     words = np.asarray(jax.jit(make)(mask) if traced else make(mask))
     (shape,) = shapes
     assert words.nbytes <= budget or budget == BUDGET
+    # A kernel takes the steps before this one; those after it have nothing to compute.
+    taken = int(length(shape, jnp.asarray(words)))
+    assert shape.traced == (traced and not shape.width)
     kinds = np.asarray(tile_kinds(mask, t, host=True))
     kinds = kinds if by == "T" else kinds.swapaxes(1, 2)
     for b in range(words.shape[0]):
         steps = np.asarray([read(shape, words, b, s) for s in range(shape.count)])
         row, column, kind, first, last = steps.T
+        assert not np.any(kind[taken:] | first[taken:] | last[taken:])
         table = kinds[b % len(kinds)]
         seen = np.full(table.shape, EMPTY)
         busy = kind != EMPTY
