@@ -19,7 +19,7 @@ def test_plain_xla_reads_the_cache_once() -> None:
     q, k, v = shapes()
     plan = attnjax.explain_decode(q, k, v, length=700)
     assert plan.implementation == "xla"
-    assert "computes on a cpu" in plan.reasons["tpu"]
+    assert "jax runs on the cpu" in plan.reasons["tpu"]
     assert plan.cost.flops_forward == 2 * 2 * 8 * 4096 * 256
     assert plan.cost.bytes_moved == 2 * 4 * (k.size + q.size)
     assert "xla" in str(plan)
@@ -73,5 +73,5 @@ def test_raises_as_the_call_would() -> None:
         attnjax.explain_decode(q, k, v, length=0)
     with pytest.raises(ValueError, match="implementation: expected None or one of tpu, xla"):
         attnjax.explain_decode(q, k, v, length=1, implementation="fast")
-    with pytest.raises(NotImplementedError, match="computes on a cpu"):
+    with pytest.raises(NotImplementedError, match="jax runs on the cpu"):
         attnjax.explain_decode(q, k, v, length=1, implementation="tpu")
