@@ -13,7 +13,13 @@ from tests.conformance import Attend
 from tests.edges import ATTENDS, B, D, K, N, S, T, arrays, assert_empty, differentiate
 
 
-@pytest.fixture(params=sorted(ATTENDS))
+@pytest.fixture(
+    # The interpreter takes its time: by default kernels meet drawn cases only.
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name == "tpu" else [])
+        for name in sorted(ATTENDS)
+    ]
+)
 def attend(request: pytest.FixtureRequest) -> Attend:
     return ATTENDS[request.param]
 

@@ -13,7 +13,7 @@ from tests.edges import ATTENDS, N, T, arrays, assert_empty, differentiate
 
 
 @pytest.fixture(
-    # The interpreter takes its time: by default kernels meet the edge rules and drawn cases only.
+    # The interpreter takes its time: by default kernels meet drawn cases only.
     params=[
         pytest.param(name, marks=[pytest.mark.slow] if name == "tpu" else [])
         for name in sorted(ATTENDS)
