@@ -25,6 +25,7 @@ from attnjax.ops.decode.plain import Plain, derived, prepare
 from attnjax.ops.decode.problem import DecodeProblem
 from attnjax.ops.decode.sums import Sums, finish, merge
 from attnjax.ops.kernels.programs import Tile, TileProgram, lower_mask, lower_scores
+from attnjax.ops.kernels.refusals import need_precision
 from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.platform import platform
@@ -418,10 +419,5 @@ def check(problem: DecodeProblem) -> None:
     Raises:
       NotImplementedError: with the reason and the remedy.
     """
-    known = (None, jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST)
-    if problem.precision not in known:
-        raise NotImplementedError(
-            f"precision={problem.precision!r}: a TPU kernel multiplies by default or in full "
-            "float32. Pass precision=None, 'default' or 'highest', or implementation='xla'."
-        )
+    need_precision(problem.precision, "xla")
     jax.eval_shape(lambda: _lower(problem)[1])  # traced only, so that nothing is computed twice

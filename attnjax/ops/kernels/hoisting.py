@@ -158,11 +158,16 @@ def _needed(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
     return needed
 
 
-def _before(closed: ClosedJaxpr, var: Any, index_at: int) -> Callable[..., Array]:
-    """Returns the function of the index that computes one value."""
+def _alone(closed: ClosedJaxpr, var: Any, index_at: int) -> tuple[Callable, Sequence[Any]]:
+    """Returns the function of captured arrays and index that computes one value, and the index."""
     jaxpr = closed.jaxpr
     index = jaxpr.invars[index_at : index_at + 4]
-    run = jaxpr_as_fun(_program(jaxpr, jaxpr.eqns, (*jaxpr.constvars, *index), [var]))
+    return jaxpr_as_fun(_program(jaxpr, jaxpr.eqns, (*jaxpr.constvars, *index), [var])), index
+
+
+def _before(closed: ClosedJaxpr, var: Any, index_at: int) -> Callable[..., Array]:
+    """Returns the function of the index that computes one value."""
+    run, _ = _alone(closed, var, index_at)
 
     def compute(*index: Array) -> Array:
         (result,) = run(*closed.consts, *index)
@@ -173,10 +178,8 @@ def _before(closed: ClosedJaxpr, var: Any, index_at: int) -> Callable[..., Array
 
 def _is_linear(closed: ClosedJaxpr, var: Any, index_at: int) -> bool:
     """Returns whether a value's derivative by captured floats needs none of them."""
-    jaxpr = closed.jaxpr
-    index = jaxpr.invars[index_at : index_at + 4]
-    run = jaxpr_as_fun(_program(jaxpr, jaxpr.eqns, (*jaxpr.constvars, *index), [var]))
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.constvars]
+    run, index = _alone(closed, var, index_at)
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.constvars]
     smooth = [n for n, x in enumerate(shapes) if jnp.issubdtype(x.dtype, jnp.inexact)]
     moving = [shapes[n] for n in smooth]
 

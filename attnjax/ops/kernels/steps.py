@@ -82,10 +82,6 @@ class Steps(NamedTuple):
     words: Int[Array, "b count"]
     shape: Shape
 
-    def step(self, words: Any, b: Array, s: Array) -> Step:
-        """Reads step `s` of batch element `b`; `words` is `self.words` or a reference to it."""
-        return read(self.shape, words, b, s)
-
 
 def read(shape: Shape, words: Any, b: Array, s: Array) -> Step:
     """Reads step `s` of batch element `b` from the words of a schedule."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from attnjax.masks import EMPTY, FULL, And, Full, Lengths, Mask, Window
 from attnjax.numerics import poison, split_nonfinite
 from attnjax.ops.kernels import gpu_parts
+from attnjax.ops.kernels.padding import pad
 from attnjax.ops.kernels.programs import Part, Tile, TileProgram, lower_mask, lower_scores, part
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.softmax.problem import Problem
@@ -219,13 +220,6 @@ def inputs_of(q: Array, k: Array, v: Array, multiples: tuple[int, int]) -> Input
         pad(bad_rows, 2, T),
         pad(bad_keys, 2, S),
     )
-
-
-def pad(x: Array, axis: int, multiple: int, value: float = 0) -> Array:
-    """Pads an axis at its end to a multiple."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
 
 
 def spoiled_blocks(bad_keys: Array, block: int) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from attnjax.numerics import MASKED
 from attnjax.ops.derivatives import differentiable
 from attnjax.ops.kernels import mosaic_gpu as mgpu
+from attnjax.ops.kernels.padding import pad
 from attnjax.ops.softmax import blockwise
 from attnjax.ops.softmax.gpu_backward import Backward, RowTerms, d_keys, d_queries
 from attnjax.ops.softmax.gpu_call import (
@@ -24,7 +25,6 @@ from attnjax.ops.softmax.gpu_call import (
     make_pass,
     make_rows,
     operands,
-    pad,
     tables,
 )
 from attnjax.ops.softmax.gpu_forward import Forward, forward

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from attnjax.ops import tuning
 from attnjax.ops.kernels.programs import Part, lower_mask, lower_scores, part
+from attnjax.ops.kernels.refusals import need_precision
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
-from attnjax.ops.softmax.tpu_tiling import precision_of, steps_of, tile_of
+from attnjax.ops.softmax.tpu_tiling import steps_of, tile_of
 from attnjax.platform import need_tpu
 from attnjax.scores import ScoreMod
 
@@ -30,9 +32,6 @@ def check(problem: Problem) -> None:
                 f"a TPU multiplies float32 and bfloat16 matrices, and {name} is of dtype {dtype}. "
                 f"Pass {name}.astype('bfloat16'), or implementation='blockwise'."
             )
-    # Not before: Pallas takes as long to import as all the rest of attnjax.
-    from attnjax.ops.kernels.tpu_parts import parts_of
-
     size = problem.sizes
     for name, axis in (("q and k", "H"), ("v", "D")):
         if size[axis] > _WIDEST:
@@ -40,11 +39,19 @@ def check(problem: Problem) -> None:
                 f"a head of {name} is {size[axis]} wide, and a kernel's tiles hold at most "
                 f"{_WIDEST}. Use more and narrower heads, or implementation='blockwise'."
             )
-    precision_of(problem)
+    need_precision(problem.precision, "blockwise")
+    # Traced only, so that nothing is looked up twice.
+    jax.eval_shape(lambda: _try_lowering(problem))
+
+
+def _try_lowering(problem: Problem) -> None:
+    # Not before: Pallas takes as long to import as all the rest of attnjax.
+    from attnjax.ops.kernels.tpu_parts import parts_of
+
     tile = tile_of(problem)
     parts_of(lower_scores(problem.score_mods, problem.scale, tile), tile)
     parts_of(lower_mask(problem.mask, tile), tile)
-    if 0 not in (size[a] for a in "BTSN"):
+    if 0 not in (problem.sizes[a] for a in "BTSN"):
         for by in "TS":
             steps_of(problem, tile, by)
 
@@ -78,7 +85,7 @@ def attend(
     Args:
       problem: the call; no axis may be empty.
       block_q: queries in a block; a multiple of 128 on a TPU. None takes what a table in use says,
-        or 512; so do the others.
+        or else what fits the mask; so do the others.
       block_k: keys in a block, likewise.
       block_q_backward: queries in a block of the backward pass; None takes `block_q`.
       block_k_backward: keys in a block of the backward pass; None takes `block_k`.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -24,10 +23,13 @@ from jaxtyping import Array
 from attnjax.masks import PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED
 from attnjax.ops.kernels import steps
+from attnjax.ops.kernels.padding import pad
 from attnjax.ops.kernels.programs import Part, Tile
 from attnjax.ops.kernels.tpu_grads import Gradient
 from attnjax.ops.kernels.tpu_parts import LANES, Parts, Place, parts_of, to_column
 from attnjax.ops.softmax.tpu_call import (
+    LN2,
+    LOG2E,
     Arguments,
     Call,
     Inputs,
@@ -35,13 +37,9 @@ from attnjax.ops.softmax.tpu_call import (
     allowed,
     dot,
     drop,
-    pad,
-    padded,
 )
 from attnjax.typing import Index
 
-_LOG2E = math.log2(math.e)
-_LN2 = math.log(2)
 # Of the vector memory, which no TPU has less than 64 MiB of.
 _SUMS_BUDGET = 24 * 2**20
 _VMEM_LIMIT = 56 * 2**20
@@ -118,13 +116,13 @@ def backward(
     d_out, rows = _row_terms(residuals, cotangents)
     by_query, by_key = _runs(call, want, entropy=bool(rows.entropy))
     tile = call.by_query.tile
-    T, _ = padded(tile)
-    base = _LOG2E if by_key.only_scaled else 1
+    T = inputs.q.shape[2]
+    base = LOG2E if by_key.only_scaled else 1
     rows_in = jnp.stack([rows.logsumexp * base, rows.delta, *rows.entropy], axis=2)
     # Rows that only fill the last block have no weights.
     fill = jnp.full((*rows_in.shape[:3], T - tile.T), jnp.inf).at[:, :, 1:].set(0)
     rows_in = pad(jnp.concatenate([rows_in, fill], axis=3), 2, _ROWS)
-    d_out = pad(d_out, 2, T)
+    d_out = pad(d_out, 2, tile.block_q)
     reads = _Reads(
         inputs.q,
         inputs.k,
@@ -443,11 +441,11 @@ def _pull_back(
         return run.own.scores(dots, index=index, parts=given)
 
     if run.only_scaled:
-        exponent = dots * (reads.scale[0] * _LOG2E) - rows[_LOGSUMEXP]
+        exponent = dots * (reads.scale[0] * LOG2E) - rows[_LOGSUMEXP]
     else:
         score, pull = jax.vjp(score_of, dots, *(parts[n] for n in numbers))
         # Large scores differ exactly, but not once they are multiplied.
-        exponent = (score - rows[_LOGSUMEXP]) * _LOG2E
+        exponent = (score - rows[_LOGSUMEXP]) * LOG2E
     weight = jnp.exp2(exponent)
     if chosen is not None:
         weight = jnp.where(chosen, weight, 0)
@@ -455,7 +453,7 @@ def _pull_back(
     kept, d_weight = drop(call, reads.words, index, weight, d_weight)
     slope = d_weight - rows[_DELTA]
     if run.entropy:
-        surprise = jnp.maximum(exponent * _LN2, LOWEST_EXPONENT) + rows[_ENTROPY]
+        surprise = jnp.maximum(exponent * LN2, LOWEST_EXPONENT) + rows[_ENTROPY]
         slope = slope - rows[_ENTROPY_COTANGENT] * surprise
     d_score = weight * slope
     if chosen is not None:

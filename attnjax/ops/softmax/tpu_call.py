@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array
 from attnjax.dropout import keep
 from attnjax.numerics import poison, split_nonfinite
 from attnjax.ops.kernels import steps
+from attnjax.ops.kernels.padding import pad
 from attnjax.ops.kernels.programs import Tile, TileProgram
 from attnjax.ops.kernels.tpu_parts import LANES
 from attnjax.typing import Index
@@ -20,6 +22,10 @@ from attnjax.typing import Index
 # Tiles of 1024 by 1024 numbers take more vector memory than the compiler allows by default; no TPU
 # has less than 64 MiB of it.
 VMEM_LIMIT = 56 * 2**20
+
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2)
 
 
 class Arguments(NamedTuple):
@@ -94,12 +100,6 @@ class Call:
         return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=limit)
 
 
-def padded(tile: Tile) -> tuple[int, int]:
-    """Returns T and S rounded up to whole blocks."""
-    t = tile
-    return -(-t.T // t.block_q) * t.block_q, -(-t.S // t.block_k) * t.block_k
-
-
 class Inputs(NamedTuple):
     """Queries, keys and values in whole blocks, without NaNs and infinities.
 
@@ -118,19 +118,17 @@ class Inputs(NamedTuple):
 
 def inputs_of(tile: Tile, arguments: Arguments) -> Inputs:
     """Prepares queries, keys and values for kernels on these tiles."""
-    T, S = padded(tile)
     dtype = jnp.result_type(arguments.q, arguments.k)
     q, k = (x.astype(dtype) for x in arguments[:2])
     (q, q_bad), (k, k_bad), (v, v_bad) = (split_nonfinite(x) for x in (q, k, arguments.v))
-    bad = pad(poison(k_bad | v_bad, jnp.float32)[:, :, None], 3, S)
-    return Inputs(pad(q, 2, T), pad(k, 2, S), pad(v, 2, S), poison(q_bad, jnp.float32), bad)
-
-
-def pad(x: Array, axis: int, size: int) -> Array:
-    """Pads an axis at its end with zeros."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, widths) if size > x.shape[axis] else x
+    bad = pad(poison(k_bad | v_bad, jnp.float32)[:, :, None], 3, tile.block_k)
+    return Inputs(
+        pad(q, 2, tile.block_q),
+        pad(k, 2, tile.block_k),
+        pad(v, 2, tile.block_k),
+        poison(q_bad, jnp.float32),
+        bad,
+    )
 
 
 def across(x: Array, width: int) -> Array:

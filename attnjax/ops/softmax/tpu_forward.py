@@ -9,7 +9,6 @@ added up when a row of blocks ends.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +23,8 @@ from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.kernels import steps
 from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of, to_column
 from attnjax.ops.softmax.tpu_call import (
+    LN2,
+    LOG2E,
     Arguments,
     Call,
     Inputs,
@@ -31,12 +32,9 @@ from attnjax.ops.softmax.tpu_call import (
     allowed,
     dot,
     drop,
-    padded,
 )
 from attnjax.typing import Index
 
-_LOG2E = math.log2(math.e)
-_LN2 = math.log(2)
 # Rows of the numbers per query that the kernel writes.
 ROWS = 8
 
@@ -92,7 +90,7 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
     """
     run = call.forward
     t, D = run.tile, inputs.v.shape[-1]
-    T, _ = padded(t)
+    T = inputs.q.shape[2]
     scores = run.scores.with_arrays(arguments.scores)
     mask = run.mask.with_arrays(arguments.mask)
     score_parts, mask_parts = parts_of(run.scores, t), parts_of(run.mask, t)
@@ -107,7 +105,7 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
         inputs.k,
         inputs.v,
         inputs.bad_keys,
-        jnp.stack([unit * _LOG2E, unit]),
+        jnp.stack([unit * LOG2E, unit]),
         None if arguments.sinks is None else arguments.sinks.astype(jnp.float32),
         arguments.dropout,
         score_parts.arrays(scores),
@@ -373,7 +371,7 @@ def _finish(
         return out, [logsumexp]
     finite = finite_max(largest)
     moved = jnp.maximum(finite * unit - shift, LOWEST_EXPONENT)
-    surprise = jnp.exp(moved) * (sums[1] * _LN2 + sums[0] * moved)
+    surprise = jnp.exp(moved) * (sums[1] * LN2 + sums[0] * moved)
     if sink is not None:
         surprise += weight * jnp.maximum(sink - shift, LOWEST_EXPONENT)
     return out, [

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from attnjax.masks import Segments, walk
@@ -24,26 +23,10 @@ _NARROW = 2048
 
 
 def precision_of(problem: Problem) -> Any:
-    """Returns the precision of the kernels' matrix products.
-
-    Raises:
-      NotImplementedError: if they have no such precision.
-    """
-    asked = problem.matmul_precision
-    names = {None: None, "default": jax.lax.Precision.DEFAULT, "highest": jax.lax.Precision.HIGHEST}
-    names |= {"float32": jax.lax.Precision.HIGHEST, "bfloat16": jax.lax.Precision.DEFAULT}
-    known = {jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST}
-    if not isinstance(asked, str | None | jax.lax.Precision):
-        asked = "another"
-    found = names.get(asked, asked) if not isinstance(asked, jax.lax.Precision) else asked
-    if found is not None and found not in known:
-        raise NotImplementedError(
-            f"precision={problem.precision!r}: a TPU kernel multiplies by default or in full "
-            "float32. Pass precision=None, 'default' or 'highest', or implementation='blockwise'."
-        )
+    """Returns the precision of the kernels' matrix products."""
     wide = jnp.float32 in (problem.q.dtype, problem.k.dtype, problem.v.dtype)
     # Products of bfloat16 numbers are exact in float32 as they are.
-    return found if wide else None
+    return problem.matmul_precision if wide else None
 
 
 def tile_of(problem: Problem, block_q: int | None = None, block_k: int | None = None) -> Tile:
