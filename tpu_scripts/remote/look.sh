@@ -1,0 +1,21 @@
+# Runs on a host, through `bash -c`: look.sh JOB LINES. Fails if the job failed or is not there.
+# shellcheck shell=bash
+set -euo pipefail
+folder=$HOME/attnjax/jobs/$1
+say() { echo "== $(hostname): $1"; }
+if [[ ! -f $folder/pid ]]; then
+  say "no job by that name was started here"
+  exit 1
+fi
+code=0
+if [[ -f $folder/status ]]; then
+  code=$(<"$folder/status")
+  say "ended with status $code"
+elif kill -0 "$(<"$folder/pid")" 2>/dev/null; then
+  say "running"
+else
+  say "died without a status: killed, or the host was restarted"
+  code=1
+fi
+tail -n "$2" "$folder/log"
+exit "$code"
