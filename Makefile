@@ -9,6 +9,7 @@ DEMO_ARGS ?= --data builtin --model bilstm_attention
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=attnjax --cov-fail-under=90
+SHELL_FILES := .ci/run $(shell find tpu_scripts -name '*.sh')
 comma := ,
 
 .DEFAULT_GOAL := help
@@ -32,10 +33,12 @@ test-all: $(VENV)/.extras-train+test $(VENV)-peers/.extras-test+peers  ## Run ev
 bench: $(VENV)/.extras-train+test  ## Measure speed, memory and block classification on this CPU.
 	$(BIN)/python -m attnjax.bench.cpu speed stats memory blocks
 
-lint: $(VENV)/.extras-train+test+dev  ## Check style, formatting and types.
+lint: $(VENV)/.extras-train+test+dev  ## Check style, formatting, types and shell scripts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tpu_scripts/kubernetes/manifest.py
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR $(SHELL_FILES)
 
 format: $(VENV)/.extras-train+test+dev  ## Mend style and formatting in place.
 	$(BIN)/ruff check --fix .
