@@ -49,16 +49,34 @@ class Grid:
       k_lo, k_hi: first and last key of each block, int32 `[1, 1, 1, nk]`.
     """
 
-    def __init__(self, T: int, S: int, block_q: int, block_k: int, *, host: bool) -> None:
-        """Lays the grid out; `host` says whether NumPy may compute with it now."""
+    def __init__(
+        self,
+        T: int,
+        S: int,
+        block_q: int,
+        block_k: int,
+        *,
+        host: bool,
+        first: tuple[Array | int, Array | int] = (0, 0),
+    ) -> None:
+        """Lays the grid out.
+
+        Args:
+          T: number of queries.
+          S: number of keys.
+          block_q: queries in a block.
+          block_k: keys in a block.
+          host: whether NumPy may compute with it now.
+          first: positions of the first query and the first key, for a part of a larger call.
+        """
         self.T, self.S, self.block_q, self.block_k = T, S, block_q, block_k
         self.shape = (-(-T // block_q), -(-S // block_k))
         self.xp: Any = np if host else jnp
         q, k = (np.arange(n, dtype=np.int32) for n in self.shape) if host else self._traced()
         q_lo: Any = q[None, None, :, None] * block_q
         k_lo: Any = k[None, None, None, :] * block_k
-        self.q_lo, self.q_hi = q_lo, self.xp.minimum(q_lo + block_q, T) - 1
-        self.k_lo, self.k_hi = k_lo, self.xp.minimum(k_lo + block_k, S) - 1
+        self.q_lo, self.q_hi = q_lo + first[0], self.xp.minimum(q_lo + block_q, T) - 1 + first[0]
+        self.k_lo, self.k_hi = k_lo + first[1], self.xp.minimum(k_lo + block_k, S) - 1 + first[1]
         self.true = self.xp.ones((1, 1, 1, 1), bool)
 
     def _traced(self) -> tuple[Array, Array]:

@@ -42,7 +42,9 @@ class Schedule(NamedTuple):
         return b if self.order.shape[0] > 1 else 0
 
 
-def tile_kinds(mask: Mask, tiling: Tiling, *, host: bool, apart: bool = False) -> Array:
+def tile_kinds(
+    mask: Mask, tiling: Tiling, *, host: bool, apart: bool = False, origin: Array | None = None
+) -> Array:
     """Classifies blocks for all that is visited together, and ragged last blocks as PARTIAL.
 
     Args:
@@ -50,13 +52,15 @@ def tile_kinds(mask: Mask, tiling: Tiling, *, host: bool, apart: bool = False) -
       tiling: the tiles.
       host: whether to compute with NumPy.
       apart: whether a block must have all its keys on one side of all its queries to be FULL.
+      origin: as in `Problem`.
 
     Returns:
       int8 `[B / block_b|1, nq, nk]`: EMPTY where all heads and batch elements of the tile are, FULL
       where all are.
     """
     t = tiling
-    grid = Grid(t.T, t.S, t.block_q, t.block_k, host=host)
+    first = (0, 0) if origin is None else (origin[2], origin[3])
+    grid = Grid(t.T, t.S, t.block_q, t.block_k, host=host, first=first)
     kinds = _union(classify(mask, grid), axis=1)
     if kinds.shape[0] > 1:
         kinds = _union(kinds.reshape(-1, t.block_b, *grid.shape), axis=1)
@@ -64,7 +68,7 @@ def tile_kinds(mask: Mask, tiling: Tiling, *, host: bool, apart: bool = False) -
     cut = (grid.xp.arange(nq)[:, None] == nq - 1) & bool(t.T % t.block_q)
     cut = cut | ((grid.xp.arange(nk) == nk - 1) & bool(t.S % t.block_k))
     if apart:
-        q_lo, k_lo = grid.xp.arange(nq)[:, None] * t.block_q, grid.xp.arange(nk) * t.block_k
+        q_lo, k_lo = grid.q_lo[0, 0], grid.k_lo[0, 0]
         cut = cut | ((q_lo < k_lo + t.block_k - 1) & (k_lo < q_lo + t.block_q - 1))
     return grid.xp.where(cut & (kinds != EMPTY), grid.xp.int8(PARTIAL), kinds)
 
@@ -76,16 +80,19 @@ def _union(kinds: Array, axis: int) -> Array:
     return highest - mixed * (highest - PARTIAL)
 
 
-def make_schedules(mask: Mask, tiling: Tiling, *, apart: bool) -> tuple[Schedule, Schedule]:
+def make_schedules(
+    mask: Mask, tiling: Tiling, *, apart: bool, origin: Array | None = None
+) -> tuple[Schedule, Schedule]:
     """Returns the schedule of each query block over keys, and of each key block over queries.
 
     Args:
       mask: the mask.
       tiling: the tiles.
       apart: whether FULL blocks of the first schedule have all keys on one side of all queries.
+      origin: as in `Problem`.
     """
-    by_query = _order(tile_kinds(mask, tiling, host=False, apart=apart))
-    kinds = tile_kinds(mask, tiling, host=False)
+    by_query = _order(tile_kinds(mask, tiling, host=False, apart=apart, origin=origin))
+    kinds = tile_kinds(mask, tiling, host=False, origin=origin)
     return by_query, _order(jnp.swapaxes(kinds, 1, 2))
 
 

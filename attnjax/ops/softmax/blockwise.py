@@ -28,10 +28,10 @@ from attnjax.numerics import (
 from attnjax.ops.derivatives import differentiable
 from attnjax.ops.lowering import Program, lower_mask, lower_scores
 from attnjax.ops.schedule import Schedule, make_schedules
-from attnjax.ops.softmax.problem import Problem
-from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.problem import Known, Problem
+from attnjax.ops.softmax.stats import AttentionStats, stats_of
 from attnjax.ops.softmax.tiling import make_tiling
-from attnjax.ops.tiles import Origin, Tiling
+from attnjax.ops.tiles import Origin, Tiling, positions
 from attnjax.typing import Index
 
 _REFUSAL = (
@@ -68,10 +68,7 @@ def attend(
     tiling = make_tiling(problem, block_q, block_k, block_n, streams)
     run, arrays = operation(problem, tiling)
     out, *rows = run(*arrays)
-    if not problem.stats:
-        return out, None
-    logsumexp, entropy, max_logit, sink_mass, distance = (x.astype(jnp.float32) for x in rows)
-    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+    return out, stats_of(problem, *rows)
 
 
 def operation(
@@ -84,8 +81,8 @@ def operation(
       tiling: the tiles.
 
     Returns:
-      A function of the arrays that holds none itself. It gives the output `[B, T, N, D]` and, with
-      statistics, logsumexp, entropy, max_logit, sink_mass and distance `[B, N, T]`. And the arrays.
+      A function of the arrays that holds none itself. It gives the output `[B, T, N, D]`, logsumexp
+      and, with statistics, entropy, max_logit, sink_mass and distance `[B, N, T]`. And the arrays.
     """
     dtype = problem.accumulation_dtype
     dropout = problem.dropout
@@ -103,7 +100,9 @@ def operation(
         only_scaled=not problem.score_mods,
     )
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (problem.q, problem.k, problem.v))
-    by_query, by_key = make_schedules(problem.mask, tiling, apart=problem.stats)
+    by_query, by_key = make_schedules(
+        problem.mask, tiling, apart=problem.stats, origin=problem.origin
+    )
     arguments = Arguments(
         q=q,
         k=k,
@@ -114,13 +113,15 @@ def operation(
         dropout=None if dropout is None else dropout.words(),
         by_query=by_query,
         by_key=by_key,
+        origin=problem.origin,
+        known=problem.known,
     )
     structure = jax.tree.structure(arguments)
     # The kernel must not hold the caller's arrays, for it outlives the trace that they belong to.
     op = differentiable(
         functools.partial(_forward, kernel.bare(), structure),
         functools.partial(_backward, kernel.bare(), structure),
-        num_smooth=3 if problem.stats else 1,
+        num_smooth=3 if problem.stats else 2,
         refusal=_REFUSAL,
     )
     B, T, N, D = (problem.sizes[a] for a in "BTND")
@@ -145,6 +146,8 @@ class Arguments(NamedTuple):
     dropout: Array | None
     by_query: Schedule
     by_key: Schedule
+    origin: Array | None
+    known: Known | None
 
 
 def _take(x: Array, starts: tuple[Array | int, ...], lengths: tuple[int, ...]) -> Array:
@@ -302,10 +305,11 @@ class _Kernel:
         """Evaluates the mask on a tile, without what belongs to another tile."""
         t = self.tiling
         allowed = self.mask(*index, inputs=self.mask.inputs(t, at))
+        here = t.index(at)
         if t.S % t.block_k:
-            allowed &= index.k >= j * t.block_k
+            allowed &= here.k >= j * t.block_k
         if own_rows and t.T % t.block_q:
-            allowed &= index.q >= i * t.block_q
+            allowed &= here.q >= i * t.block_q
         return allowed
 
     def drop(self, words: Array | None, index: Index, *tiles: Array) -> tuple[Array, ...]:
@@ -341,6 +345,8 @@ def _forward(
     arguments: Arguments = jax.tree.unflatten(structure, flat)
     kernel = kernel.bind(arguments)
     t, dtype = kernel.tiling, kernel.dtype
+    if arguments.known is not None:
+        return _known_outputs(t, arguments.known)
     inputs = kernel.inputs(arguments)
     schedule = arguments.by_query
     batches, groups, blocks, _ = t.counts
@@ -396,8 +402,18 @@ def _forward(
         *(jnp.zeros(shape, dtype) for _ in range(numbers)),
     )
     out, *rows = jax.lax.fori_loop(0, batches * groups * blocks, one_block, empty)
-    residuals = (out, *rows[:2]) if kernel.stats else (out, rows[0])
-    return ((out, *rows) if kernel.stats else (out,)), residuals
+    return (out, *rows), (out, *rows[:2])
+
+
+def _known_outputs(t: Tiling, known: Known) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Returns outputs and residuals of a part of a call whose result is known."""
+    shape = (t.B, t.K, t.groups, t.T)
+    out = jnp.moveaxis(known.out, 1, 2).reshape(*shape, -1)
+    if known.entropy is None:
+        rows = (known.logsumexp.reshape(shape),)
+        return (out, *rows), (out, *rows)
+    both = (known.logsumexp.reshape(shape), known.entropy.reshape(shape))
+    return (out, *both, *(jnp.zeros_like(both[0]),) * 3), (out, *both)
 
 
 def _small_scores(kernel: _Kernel, inputs: _Inputs) -> Array:
@@ -447,7 +463,7 @@ def _update(
     `partial` blocks need the mask. Scores that are `small` are scaled dot products, nothing else.
     """
     t = kernel.tiling
-    index = t.index(at)
+    index = positions(t, at, arguments.origin)
     k, v = kernel.keys(inputs.k, at), kernel.keys(inputs.v, at)
     dots = kernel.dots(q, k)
     captured = kernel.scores.inputs(t, at)
@@ -479,7 +495,7 @@ def _update(
     if state.first is None:
         sums = state.sums * shrink + jnp.sum(weight, axis=-1)
         return _Softmax(largest, out, sums, None)
-    total, distance = _reach(weight, index, at, partial=partial)
+    total, distance = _reach(weight, index, partial=partial)
     if small:
         # The dot products lie in memory already; the exponents need not.
         score_sum = scale * _row_dot(weight, dots) - shift * total
@@ -489,7 +505,8 @@ def _update(
     old_total, old_score_sum, old_distance = state.sums
     old = jnp.stack([old_total, old_score_sum + old_total * moved, old_distance])
     sums = old * shrink + jnp.stack([total, score_sum, distance])
-    return _Softmax(largest, out, sums, jnp.where(j == 0, score[..., 0], state.first))
+    first = jnp.where(index.k[..., 0] == 0, score[..., 0], state.first)
+    return _Softmax(largest, out, sums, first)
 
 
 def _row_dot(left: Array, right: Array) -> Array:
@@ -501,7 +518,7 @@ def _row_dot(left: Array, right: Array) -> Array:
     return jnp.einsum("bkgqx,bkgqx->bkgq", left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def _reach(weight: Array, index: Index, at: Origin, *, partial: bool) -> tuple[Array, Array]:
+def _reach(weight: Array, index: Index, *, partial: bool) -> tuple[Array, Array]:
     """Returns a tile's sums of `weight` and of `weight * |q_idx - k_idx|`.
 
     In a FULL block all keys lie on one side of all queries, and the distance is linear in the key's
@@ -515,7 +532,8 @@ def _reach(weight: Array, index: Index, at: Origin, *, partial: bool) -> tuple[A
         reach = jnp.broadcast_to(jnp.abs(index.q - index.k).astype(dtype), weight.shape)
         # Else XLA would turn the product with a broadcast array into multiplying and summing.
         return total, _row_dot(weight, jax.lax.optimization_barrier(reach))
-    nearest = jnp.where(at.q > at.k, at.k + weight.shape[-1] - 1, at.k)
+    first, last = index.k[..., :1], index.k[..., -1:]
+    nearest = jnp.where(index.q[..., :1, :] > first, last, first)
     beyond = jnp.abs(index.k - nearest).reshape(-1).astype(dtype)
     columns = jnp.stack([ones, beyond], axis=-1)
     sums = jnp.matmul(weight, columns, precision=jax.lax.Precision.HIGHEST)
@@ -711,7 +729,7 @@ def _pull_back(
     """Adds what one block contributes to the cotangents."""
     t = kernel.tiling
     dq, dk, dv, dscores = sums
-    index = t.index(at)
+    index = positions(t, at, arguments.origin)
     q = kernel.fold(kernel.rows(inputs.q, at))
     k, v = kernel.keys(inputs.k, at), kernel.keys(inputs.v, at)
     d_out = kernel.fold(kernel.rows(rows.out, at))

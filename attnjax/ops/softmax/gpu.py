@@ -35,6 +35,11 @@ def check(problem: Problem) -> None:
         mosaic_gpu.interpreter()
     size = problem.sizes
     for refused, reason in (
+        (
+            problem.origin is not None,
+            "the GPU kernels know no positions but those of their own arrays, and this is a part "
+            "of a sharded call that needs its place in the whole",
+        ),
         (problem.dropout is not None, "the GPU kernels have no dropout"),
         (
             problem.precision is not None,

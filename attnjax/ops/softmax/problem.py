@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from attnjax.dropout import Dropout
 from attnjax.masks import Mask
 from attnjax.numerics import accumulation_dtype, default_precision
 from attnjax.ops.choosing import user_functions
 from attnjax.scores import ScoreFn, ScoreMod
+
+
+class Known(NamedTuple):
+    """What a whole call gave, for the derivatives of one of its parts.
+
+    Attributes:
+      out: the output over all keys.
+      logsumexp: over all keys.
+      entropy: over all keys; None without statistics.
+    """
+
+    out: Float[Array, "B T N D"]
+    logsumexp: Float[Array, "B N T"]
+    entropy: Float[Array, "B N T"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +46,12 @@ class Problem:
       dropout: dropout on the weights, or None.
       precision: matmul precision as asked for, or None.
       stats: whether statistics are wanted.
+      origin: for a part of a larger call: the positions, along B, N, T and S, of its first element
+        in the whole. Masks, score_mods, dropout and statistics see positions in the whole; arrays
+        that they look up by position are those of the part. A part tells its logsumexp even if no
+        statistics are wanted. None is the whole call.
+      known: for a part by keys: what the whole call gave. Nothing is computed then, the result is
+        this, and its derivatives are what the part adds to those of the whole.
     """
 
     q: Float[Array, "B T N H"]
@@ -44,6 +64,8 @@ class Problem:
     dropout: Dropout | None
     precision: Any = dataclasses.field(metadata={"static": True})
     stats: bool = dataclasses.field(metadata={"static": True})
+    origin: Int[Array, "4"] | None = None
+    known: Known | None = None
 
     @property
     def sizes(self) -> dict[str, int]:

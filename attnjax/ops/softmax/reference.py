@@ -12,7 +12,7 @@ from attnjax.masks import evaluate
 from attnjax.numerics import MASKED, default_precision, finite_max, poison, split_nonfinite, widen
 from attnjax.operands import whole
 from attnjax.ops.softmax.problem import Problem
-from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.stats import AttentionStats, stats_of
 from attnjax.scores import ScoreMod, check_scores
 from attnjax.typing import Index
 
@@ -38,6 +38,8 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
         jnp.arange(size["T"]).reshape(1, 1, -1, 1),
         jnp.arange(size["S"]).reshape(1, 1, 1, -1),
     )
+    if problem.origin is not None:
+        index = Index(*(x + problem.origin[n] for n, x in enumerate(index)))
     precision = default_precision(dtype, problem.precision)
     fetch = whole(size["T"], size["S"])
 
@@ -80,7 +82,7 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
         kept = jnp.where(chosen, weight / kept_share, 0)
     out = jnp.einsum("bnts,bsnd->btnd", kept, v, precision=precision)
     out = out.astype(problem.v.dtype)
-    if not problem.stats:
+    if not problem.stats and problem.origin is None:
         return out, None
 
     # weight * log(weight) is 0 where the weight is, and so is its derivative.
@@ -92,16 +94,7 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
         log_sink = jnp.where(absent, 0, sinks - shift - jnp.log(total))
         entropy -= jnp.where(absent, 0, jnp.exp(log_sink)) * log_sink
     distance = jnp.sum(weight * jnp.abs(index.q - index.k), axis=-1)
+    first = jnp.sum(jnp.where(index.k == 0, weight, 0), axis=-1)
+    logsumexp = jnp.where(empty, MASKED, jnp.log(total) + shift)
     stop = jax.lax.stop_gradient
-    return out, AttentionStats(
-        *(
-            x.astype(jnp.float32)
-            for x in (
-                jnp.where(empty, MASKED, jnp.log(total) + shift),
-                stop(row_max),
-                entropy,
-                stop(weight[..., 0]),
-                stop(distance),
-            )
-        )
-    )
+    return out, stats_of(problem, logsumexp, entropy, stop(row_max), stop(first), stop(distance))

@@ -1,8 +1,13 @@
 """What an attention call tells about where it looked."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from attnjax.ops.softmax.problem import Problem
 
 
 class AttentionStats(NamedTuple):
@@ -27,3 +32,24 @@ class AttentionStats(NamedTuple):
     entropy: Float[Array, "B N T"]
     sink_mass: Float[Array, "B N T"]
     distance: Float[Array, "B N T"]
+
+
+def stats_of(problem: Problem, logsumexp: Array, *others: Array) -> AttentionStats | None:
+    """Puts statistics together from what a kernel gave.
+
+    Args:
+      problem: the call.
+      logsumexp: `[B, N, T]`.
+      *others: with statistics, entropy, max_logit, sink_mass and distance, likewise.
+
+    Returns:
+      The statistics; for a part of a larger call that wants none, logsumexp and zeros; else None.
+    """
+    if problem.stats:
+        logsumexp, entropy, *rest = (x.astype(jnp.float32) for x in (logsumexp, *others))
+        max_logit, sink_mass, distance = rest
+        return AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+    if problem.origin is None:
+        return None
+    zero = jnp.zeros(logsumexp.shape, jnp.float32)
+    return AttentionStats(logsumexp.astype(jnp.float32), zero, zero, zero, zero)

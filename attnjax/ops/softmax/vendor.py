@@ -74,6 +74,11 @@ def check(problem: Problem) -> None:
     size = problem.sizes
     for refused, reason in (
         (
+            problem.origin is not None,
+            "it knows no positions but those of its own arrays, and this is a part of a sharded "
+            "call that needs its place in the whole",
+        ),
+        (
             problem.stats,
             "it returns no statistics. Pass stats=False, or use another implementation",
         ),
