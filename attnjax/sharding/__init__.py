@@ -1,0 +1,1 @@
+"""Attention over a mesh, and where the parameters of a model belong on it."""
