@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import tyro
 
+from train.common import distributed
 from train.common.extras import MissingExtraError
 from train.common.guard import NonFiniteError
 from train.common.seal import BrokenCheckpointError
@@ -30,6 +31,7 @@ EXIT_CODES = """exit status:
   2        the command line, the config, the data or the run directory is wrong
   3        the numbers became NaN or infinite
   4        no checkpoint of the run directory can be read
+  75       with several processes: a bug, or another process ended; run it again to go on
   128 + n  stopped by signal n (143: SIGTERM, 130: SIGINT) after saving; run it again to go on"""
 
 
@@ -54,7 +56,8 @@ def parse(
 def guarded(main: Callable[[], object]) -> int:
     """Runs `main` and turns what it raises into an exit status and one message on stderr.
 
-    Only errors that are an answer to the user lose their traceback; a bug keeps it.
+    Only errors that are an answer to the user lose their traceback; a bug keeps it. Where other
+    processes train along, an error ends this one at once instead of returning.
 
     Args:
         main: the entrypoint's work.
@@ -67,13 +70,13 @@ def guarded(main: Callable[[], object]) -> int:
     except Interrupted as error:
         return _fail(error, 128 + error.signum)
     except KeyboardInterrupt:
-        return 130
+        return distributed.leave(130)
     except NonFiniteError as error:
-        return _fail(error, NOT_FINITE)
+        return distributed.leave(_fail(error, NOT_FINITE))
     except BrokenCheckpointError as error:
-        return _fail(error, BROKEN)
+        return distributed.leave(_fail(error, BROKEN))
     except _ANSWERS as error:
-        return _fail(error, WRONG_USE)
+        return distributed.leave(_fail(error, WRONG_USE))
     return DONE
 
 

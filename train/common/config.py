@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from train.common.distributed import DistributedConfig
 from train.common.optim import OptimConfig
 
-NEUTRAL_FIELDS = ("keep", "progress", "tensorboard", "dry_run")
+NEUTRAL_FIELDS = ("keep", "progress", "tensorboard", "dry_run", "distributed")
 """Fields that may differ when a run is resumed: they change nothing that is computed."""
 
 _COUNTS = (
@@ -72,6 +73,8 @@ class TrainConfig:
     """Show progress on stderr: a bar in a terminal, plain lines elsewhere."""
     dry_run: bool = False
     """Print shapes, parameter count and memory of the real step, then stop without training."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Which processes train together."""
 
     def __post_init__(self) -> None:
         """Rejects values that cannot mean anything, before any time is spent."""

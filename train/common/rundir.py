@@ -66,6 +66,16 @@ def run_config(config: TrainConfig, describe: Mapping[str, Any]) -> dict[str, An
         raise ValueError(f"describe must be a mapping that JSON can hold: {error}") from error
 
 
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `run_config` that the numbers of a run follow from, by dotted name."""
+    neutral = tuple(f"train.{name}" for name in NEUTRAL_FIELDS)
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in neutral and not name.startswith(tuple(f"{n}." for n in neutral))
+    }
+
+
 def claim(
     run_dir: Path,
     config: TrainConfig,
@@ -128,12 +138,11 @@ def record_session(run_dir: Path, manifest: dict[str, Any], *, resumed_step: int
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`field=then, not now` for every field that differs and matters."""
-    before, now = flatten(old), flatten(new)
-    neutral = {f"train.{name}" for name in NEUTRAL_FIELDS}
+    before, now = decisive(old), decisive(new)
     missing = "(absent)"
     return [
         f"{name}={before.get(name, missing)!r}, not {now.get(name, missing)!r}"
-        for name in sorted((before.keys() | now.keys()) - neutral)
+        for name in sorted(before.keys() | now.keys())
         if before.get(name, missing) != now.get(name, missing)
     ]
 
