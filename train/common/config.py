@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from jax.sharding import Mesh
 
 from train.common.distributed import DistributedConfig
+from train.common.mesh import build_mesh, check_batch, parse_mesh
 from train.common.optim import OptimConfig
 
-NEUTRAL_FIELDS = ("keep", "progress", "tensorboard", "dry_run", "distributed")
-"""Fields that may differ when a run is resumed: they change nothing that is computed."""
+NEUTRAL_FIELDS = (
+    *("keep", "progress", "tensorboard", "dry_run", "distributed"),
+    *("mesh", "sequence_method", "remat"),
+)
+"""Fields that may differ when a run is resumed: they change nothing that is computed; those of the
+second line change where and when it is, and so its last bits."""
 
 _COUNTS = (
     "steps",
@@ -63,6 +72,12 @@ class TrainConfig:
     """Evaluate an exponential moving average of the parameters with this decay (0.999, say)."""
     matmul_precision: Literal["default", "high", "highest"] = "default"
     """Precision of float32 matrix products on accelerators (`jax.default_matmul_precision`)."""
+    mesh: Annotated[str | None, tyro.conf.arg(name="mesh", prefix_name=False)] = None
+    """Devices along each axis, such as data=2,fsdp=2,model=2,seq=2; -1 for those left over."""
+    sequence_method: Literal["ring", "ulysses", "allgather"] = "ring"
+    """How attention works over a sequence that the mesh's axis seq splits."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """Recompute in backward passes, layer by layer: all but matrix products, or everything."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser, its schedule, weight decay and clipping."""
     log_every: int = 20
@@ -98,8 +113,30 @@ class TrainConfig:
             )
         if self.select_mode not in ("max", "min"):
             raise ValueError(f"select_mode must be max or min, got {self.select_mode!r}")
+        if self.mesh is not None:
+            parse_mesh(self.mesh)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+
+    def build_mesh(self) -> Mesh | None:
+        """Makes the mesh over all devices; None where one device does everything.
+
+        Several processes without a mesh of their own share the batches: data=-1.
+
+        Raises:
+            ValueError: the sizes do not fit the devices or the batches.
+        """
+        text = "data=-1" if self.mesh is None and jax.process_count() > 1 else self.mesh
+        if text is None:
+            return None
+        mesh = build_mesh(text)
+        check_batch(
+            mesh.shape,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            eval_batch_size=self.eval_batch_size,
+        )
+        return mesh
 
     def total_steps(self, train_size: int) -> int:
         """Optimiser steps of the whole run, for a training split of `train_size` examples."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from train.common.layout import Layout
 from train.common.step import on_device
 from train.common.task import Batch, Task
 
@@ -22,6 +23,7 @@ def evaluate(
     split: str,
     *,
     batch_size: int,
+    layout: Layout | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """The task's metrics on one split.
@@ -32,6 +34,7 @@ def evaluate(
         model_state: the `model` part of the state.
         split: the split's name.
         batch_size: examples per batch.
+        layout: where the model's state lies, of a run on a mesh.
         stopped: asked before every batch.
 
     Raises:
@@ -43,7 +46,7 @@ def evaluate(
     for batch in task.data.eval_batches(split, batch_size=batch_size):
         if stopped():
             raise EvaluationStopped
-        running = predict(model_state, on_device(batch)), batch
+        running = predict(model_state, on_device(batch, layout)), batch
         if waiting is not None:  # fetched while the next batch runs
             results.append((jax.device_get(waiting[0]), waiting[1]))
         waiting = running

@@ -23,7 +23,7 @@ from train.common.result import RunResult
 from train.common.rundir import RunLock, claim, record_session
 from train.common.selection import Selection
 from train.common.signals import Interrupted, StopSignals
-from train.common.state import init_state
+from train.common.state import plan_state
 from train.common.step import make_predict, make_step, on_device
 from train.common.task import Batch, Task
 
@@ -94,17 +94,18 @@ class _Session:
         self.total = config.total_steps(task.data.train_size)
         optimizer = config.optim.build(self.total)
         schedule = config.optim.schedule.build(config.optim.learning_rate, self.total)
-        graphs, self._state = init_state(
-            task.build_model, optimizer, seed=config.seed, ema=config.ema_decay is not None
-        )
-        self._update = make_step(task, graphs, optimizer, schedule, config)
-        self._predict = make_predict(task, graphs, config)
+        start = plan_state(task, optimizer, config)
+        self._layout = start.layout
+        self._update = make_step(task, start.graphs, optimizer, schedule, config, start.layout)
+        self._predict = make_predict(task, start.graphs, config, start.layout)
         self._checkpoints = Checkpoints(run_dir, keep=config.keep, say=progress.say)
         self._checkpoints.clean()
         self.step, self._evaluated = 0, True
         self._selection, self._means = Selection(), Means()
-        if (restored := self._checkpoints.restore(self._state)) is not None:
+        if (restored := self._checkpoints.restore(start.like)) is not None:
             self._resume(restored)
+        else:
+            self._state = start.make()
         self._history = History(
             run_dir, keep=self._belongs, tensorboard=config.tensorboard, resumed_step=self.step
         )
@@ -127,7 +128,7 @@ class _Session:
             with self._clock.measure("data"):
                 batch = self._next(batches)
             with self._clock.measure("compute"):
-                self._state, metrics = self._update(self._state, on_device(batch))
+                self._state, metrics = self._update(self._state, on_device(batch, self._layout))
             self.step += 1
             self._clock.step()
             self._read_metrics()  # of the step before, while this one runs
@@ -243,6 +244,7 @@ class _Session:
                 self._state["model"],
                 config.eval_split,
                 batch_size=config.eval_batch_size,
+                layout=self._layout,
                 stopped=lambda: self._stop.received is not None,
             )
         self._evaluated = True

@@ -16,6 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+
+from attnjax.sharding.rules import TRANSFORMER, Rules
+from train.common.config import TrainConfig
+from train.common.layout import Layout, state_shardings
+from train.common.task import Task
 
 State = dict[str, dict[str, Any]]
 
@@ -65,6 +71,83 @@ def init_state(
     optimizer_state = {"opt_state": optimizer.init(model["params"]), "step": jnp.int32(0)}
     # The donated step may not get one buffer twice, and modules do share constants.
     return graphs, jax.tree.map(jnp.copy, {"model": model, "optimizer": optimizer_state})
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The state before the first step: how to make it, and what it will be."""
+
+    graphs: Graphs
+    """The static halves of the model."""
+    layout: Layout | None
+    """Where everything lies on a mesh; None without one."""
+    like: State
+    """Shape, dtype and sharding of each array."""
+    make: Callable[[], State]
+    """Makes the arrays."""
+
+
+def blueprint(
+    build_model: Callable[[nnx.Rngs], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: bool,
+    mesh: Mesh | None = None,
+    rules: Rules = TRANSFORMER,
+) -> Blueprint:
+    """Plans the state before the first step.
+
+    On a mesh, `make` is compiled and makes each array where it belongs: no device ever holds the
+    whole of one that is split, but for initialisers that XLA cannot split (`orthogonal`). Drawn
+    values may differ in their last bit from those made without a mesh.
+
+    Args:
+        build_model: as in `init_state`.
+        optimizer: as in `init_state`.
+        seed: as in `init_state`.
+        ema: as in `init_state`.
+        mesh: with the axes of `train.common.mesh.AXES`; its devices need not be here to plan.
+        rules: where the parameters belong on the mesh.
+
+    Raises:
+        ValueError: a parameter cannot be placed; names it.
+    """
+    graphs: list[Graphs] = []
+
+    def make() -> State:
+        made, state = init_state(build_model, optimizer, seed=seed, ema=ema)
+        graphs.append(made)
+        return state
+
+    if mesh is None:
+        state = make()
+        return Blueprint(graphs[0], None, abstract(state), lambda: state)
+    shapes = jax.eval_shape(make)
+    layout = Layout(mesh, state_shardings(shapes, mesh, rules))
+    like = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        layout.state,
+    )
+    compiled = jax.jit(layout.inside(make), out_shardings=layout.state)
+    return Blueprint(graphs[0], layout, like, compiled)
+
+
+def plan_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+) -> Blueprint:
+    """The `blueprint` of a task under a training config, on the config's mesh."""
+    return blueprint(
+        task.build_model,
+        optimizer,
+        seed=config.seed,
+        ema=config.ema_decay is not None,
+        mesh=config.build_mesh(),
+        rules=task.rules,
+    )
 
 
 def abstract(tree: Any) -> Any:

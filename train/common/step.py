@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from train.common.config import TrainConfig
+from train.common.layout import Layout
 from train.common.state import Graphs, State, step_keys
 from train.common.task import Batch, Task
 
@@ -21,12 +22,17 @@ RESERVED = ("loss", "grad_norm", "param_norm", "learning_rate", "grad_squares", 
 """Metric names that the step itself writes."""
 
 
-def on_device(batch: Batch) -> dict[str, np.ndarray]:
-    """The arrays of a batch that a device can hold; strings and objects stay on the host."""
+def on_device(batch: Batch, layout: Layout | None = None) -> dict[str, Any]:
+    """The arrays of a batch that a device can hold; strings and objects stay on the host.
+
+    Args:
+        batch: this process's share of a batch.
+        layout: of a run on a mesh, over whose devices the examples are dealt out.
+    """
     arrays = {name: x for name, x in batch.items() if np.asarray(x).dtype.kind in "biufcV"}
     if not arrays:
         raise ValueError(f"a batch must hold numeric arrays, got only {sorted(batch)}")
-    return arrays
+    return arrays if layout is None else layout.put(arrays)
 
 
 def make_step(
@@ -35,8 +41,12 @@ def make_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike],
     config: TrainConfig,
+    layout: Layout | None = None,
 ) -> jax.stages.Wrapped:
     """Makes `step(state, batch) -> (state, metrics)`, pure, jitted, the old state donated.
+
+    With a `layout`, state and batch lie on its mesh, and the new state lies as the old one did;
+    every device has the metrics.
 
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `param_norm` (after the
     update), `learning_rate` and whatever `task.loss` names; besides `grad_squares` and
@@ -66,6 +76,10 @@ def make_step(
             )
         return loss, (jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), named), new_rest)
 
+    def placed(grads: Any) -> Any:
+        """Gradients where their parameters are, so that each device sums up only its own share."""
+        return grads if layout is None else layout.like_params(grads)
+
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def gradients(state: State, batch: Batch) -> tuple[jax.Array, Metrics, Any, Any]:
@@ -75,8 +89,10 @@ def make_step(
             (loss, (named, rest)), grads = grad_fn(
                 model["params"], model["rest"], step_keys(model["rng"], first), batch
             )
-            return loss, named, rest, grads
+            return loss, named, rest, placed(grads)
         batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        if layout is not None:
+            batches = layout.deal_parts(batches)
         if "weight" in batch:
             mass = jnp.sum(batches["weight"].reshape(parts, -1), axis=1)
             shares = mass / jnp.maximum(jnp.sum(mass), jnp.finfo(jnp.float32).tiny)
@@ -91,7 +107,7 @@ def make_step(
             )
             # A part of nothing but padding has no mean; its share of 0 must not spread its NaN.
             total = jax.tree.map(lambda t, g: t + jnp.where(share > 0, share * g, 0), total, grads)
-            return (rest, total), jax.tree.map(
+            return (rest, placed(total)), jax.tree.map(
                 lambda x: jnp.where(share > 0, share * x, 0), (loss, named)
             )
 
@@ -129,19 +145,36 @@ def make_step(
             "optimizer": {"opt_state": opt_state, "step": count + 1},
         }, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if layout is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(
+        layout.inside(step),
+        donate_argnums=0,
+        in_shardings=(layout.state, layout.batch),
+        out_shardings=(layout.state, layout.whole),
+    )
 
 
 def make_predict(
-    task: Task, graphs: Graphs, config: TrainConfig
+    task: Task, graphs: Graphs, config: TrainConfig, layout: Layout | None = None
 ) -> Callable[[dict[str, Any], Batch], Any]:
-    """Makes the jitted `predict(state["model"], batch)`; it uses the averaged parameters if any."""
+    """Makes the jitted `predict(state["model"], batch)`; it uses the averaged parameters if any.
+
+    With a `layout`, the model's state and the batch lie on its mesh; every device gets all of the
+    predictions.
+    """
 
     @jax.default_matmul_precision(config.matmul_precision)
     def predict(model_state: dict[str, Any], batch: Batch) -> Any:
         return task.predict(graphs.merge_eval(model_state), batch)
 
-    return jax.jit(predict)
+    if layout is None:
+        return jax.jit(predict)
+    return jax.jit(
+        layout.inside(predict),
+        in_shardings=(layout.state["model"], layout.batch),
+        out_shardings=layout.whole,
+    )
 
 
 def squares(tree: Any) -> jax.Array:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import jax
 from flax import nnx
 
+from attnjax.sharding.rules import TRANSFORMER, Rules
+
 Batch = dict[str, Any]
 """Named arrays that share their first axis, the examples: NumPy's, traced ones inside `jax.jit`.
 
@@ -57,3 +59,5 @@ class Task:
     """Metrics of a whole split, on the host, from every `(predictions, batch)` of it (NumPy)."""
     data: TaskData
     """Where the batches come from."""
+    rules: Rules = TRANSFORMER
+    """Where the model's parameters belong on a mesh (`TrainConfig.mesh`)."""

@@ -1,0 +1,108 @@
+"""Where the training state and the batches of a run lie on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from attnjax.sharding.rules import Rules, shardings
+from train.common.mesh import BATCH_AXES
+
+
+def state_shardings(state: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Says where each array of a training state belongs.
+
+    Parameters lie as the rules say, their average and whatever the optimiser keeps for each of
+    their numbers beside them. All else is whole on every device: random keys, statistics of the
+    model and of factored optimisers, counters.
+
+    Args:
+        state: a training state, or its shapes.
+        mesh: with the axes of `train.common.mesh.AXES`.
+        rules: for the parameters.
+
+    Returns:
+        A tree of the same structure that holds a `NamedSharding` for each array.
+
+    Raises:
+        ValueError: a parameter cannot be placed; names it.
+    """
+    params = state["model"]["params"]
+    places = shardings(params, mesh, rules)
+    whole = NamedSharding(mesh, PartitionSpec())
+    by_path = {
+        path: (tuple(x.shape), place)
+        for (path, x), place in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(places), strict=True
+        )
+    }
+
+    def beside(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        """The parameter's place, for an array of its shape whose path ends with its path."""
+        ends = (path[start:] for start in range(len(path)))
+        shape, place = next((by_path[end] for end in ends if end in by_path), (None, whole))
+        return place if shape == tuple(x.shape) else whole
+
+    rest = jax.tree.map(lambda x: whole, state)
+    ema = places if state["model"]["ema"] else {}
+    return {
+        "model": {**rest["model"], "params": places, "ema": ema},
+        "optimizer": jax.tree_util.tree_map_with_path(beside, state["optimizer"]),
+    }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a run lies on a mesh."""
+
+    mesh: Mesh
+    """With the axes of `train.common.mesh.AXES`."""
+    state: Any
+    """A `NamedSharding` for each array of the training state."""
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of what every device has all of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """The sharding of a batch: its examples over `BATCH_AXES`."""
+        return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Makes global arrays of this process's share of a batch.
+
+        Args:
+            batch: named arrays; with one process, all examples; with P processes of as many devices
+                each, the part of them that their place in the mesh asks for.
+        """
+        return {
+            name: jax.make_array_from_process_local_data(self.batch, x) for name, x in batch.items()
+        }
+
+    def deal_parts(self, batch: Any) -> Any:
+        """Deals the examples of each part of a batch `[parts, examples, ...]` to all devices.
+
+        Reshaping leaves whole parts on few devices, which then would wait for each other.
+        """
+        place = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
+        return jax.lax.with_sharding_constraint(batch, place)
+
+    def like_params(self, tree: Any) -> Any:
+        """Lays a tree such as the gradients out as the parameters are."""
+        return jax.lax.with_sharding_constraint(tree, self.state["model"]["params"])
+
+    def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` traced with this mesh in context, where attention and constraints find it."""
+
+        def traced(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*arguments)
+
+        return traced
