@@ -101,6 +101,22 @@ def test_evaluation_passes_once_and_marks_the_padding(batch_size: int) -> None:
     assert set(np.concatenate([b["weight"] for b in found])) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2], [3, 4, 5], [1, 4]])
+def test_a_share_of_a_batch_is_those_rows_of_it(rows: list[int]) -> None:
+    """As wide as the whole batch, whichever of its texts is the longest."""
+    batches, places = make(), np.array(rows)
+    training = [
+        islice(batches.train_batches(batch_size=6, seed=3, start_step=5, rows=wanted), 2 * CHUNK)
+        for wanted in (None, places)
+    ]
+    evaluation = [
+        batches.eval_batches("test", batch_size=6, rows=wanted) for wanted in (None, places)
+    ]
+    for whole, share in (training, evaluation):
+        expected = [{name: x[places] for name, x in batch.items()} for batch in whole]
+        assert_same(expected, list(share))
+
+
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="no split 'dev'"):
         next(iter(make().eval_batches("dev", batch_size=2)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -295,17 +296,17 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 class ShortData(ToyData):
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
-        yield next(super().train_batches(batch_size=batch_size, seed=seed, start_step=start_step))
+    def train_batches(self, *, batch_size: int, **options: Any) -> Iterator[Batch]:
+        yield next(super().train_batches(batch_size=batch_size, **options))
 
 
 class RaggedData(ToyData):
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
-        return super().train_batches(batch_size=batch_size - 1, seed=seed, start_step=start_step)
+    def train_batches(self, *, batch_size: int, **options: Any) -> Iterator[Batch]:
+        return super().train_batches(batch_size=batch_size - 1, **options)
 
 
 class NoEvalData(ToyData):
-    def eval_batches(self, split: str, *, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, split: str, **options: Any) -> Iterable[Batch]:
         return []
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,16 +36,16 @@ class SignalledData(ToyData):
         self._step, self._evaluation, self._number = step, evaluation, number
         self._evaluations = 0
 
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
-        batches = super().train_batches(batch_size=batch_size, seed=seed, start_step=start_step)
+    def train_batches(self, *, start_step: int, **options: Any) -> Iterator[Batch]:
+        batches = super().train_batches(start_step=start_step, **options)
         for step, batch in enumerate(batches, start_step + 1):
             if step == self._step:
                 signal.raise_signal(self._number)
             yield batch
 
-    def eval_batches(self, split: str, *, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, split: str, **options: Any) -> Iterable[Batch]:
         self._evaluations += 1
-        for batch in super().eval_batches(split, batch_size=batch_size):
+        for batch in super().eval_batches(split, **options):
             if self._evaluations == self._evaluation:
                 signal.raise_signal(self._number)
             yield batch

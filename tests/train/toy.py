@@ -70,28 +70,34 @@ class ToyData:
         ).hexdigest()
         self.train_size = train_size
 
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+    def train_batches(
+        self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray | None = None
+    ) -> Iterator[Batch]:
         x, y = self._splits["train"]
         step = start_step
         while True:
             time.sleep(self._delay)
             chosen = np.random.default_rng((seed, step)).integers(len(y), size=batch_size)
+            chosen = chosen if rows is None else chosen[rows]
             step += 1
             batch = {"x": x[chosen], "y": y[chosen], "id": np.array([f"n{i}" for i in chosen])}
             if step == self._poison:
                 batch["x"] = np.full_like(batch["x"], np.nan)
             yield batch
 
-    def eval_batches(self, split: str, *, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(
+        self, split: str, *, batch_size: int, rows: np.ndarray | None = None
+    ) -> Iterable[Batch]:
         x, y = self._splits[split]
         for start in range(0, len(y), batch_size):
             some = slice(start, start + batch_size)
             short = batch_size - len(y[some])
-            yield {
+            batch = {
                 "x": np.pad(x[some], ((0, short), (0, 0))),
                 "y": np.pad(y[some], (0, short)),
                 "weight": np.pad(np.ones(batch_size - short, np.float32), (0, short)),
             }
+            yield batch if rows is None else {name: a[rows] for name, a in batch.items()}
 
 
 def loss(model: nnx.Module, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
 
 from attnjax.sharding.rules import TRANSFORMER, Rules
@@ -19,21 +20,30 @@ Arrays of strings or objects stay on the host: the loop leaves them out of what 
 
 
 class TaskData(Protocol):
-    """Batches of one data set, in an order that depends on the seed and the step number alone."""
+    """Batches of one data set, in an order that depends on the seed and the step number alone.
+
+    Where several processes train together, each asks for its own `rows` of the batches: the places
+    of some of a batch's examples, int `[n]`, ascending; all by default. Such a share holds what the
+    whole batch holds there, its arrays as wide as the whole batch's.
+    """
 
     fingerprint: str
     """sha256 of the decoded records; stands in the manifest and is checked when a run resumes."""
     train_size: int
     """How many examples the training split holds; turns epochs into steps."""
 
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+    def train_batches(
+        self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray | None = None
+    ) -> Iterator[Batch]:
         """Yields training batches without end; the first is the one of step `start_step`.
 
         Batch number i must not depend on where the iteration began: a resumed run relies on it.
         """
         ...
 
-    def eval_batches(self, split: str, *, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(
+        self, split: str, *, batch_size: int, rows: np.ndarray | None = None
+    ) -> Iterable[Batch]:
         """Yields one pass over `split`, every batch of exactly `batch_size` examples.
 
         The last batch is padded; `batch["weight"]` (float32 `[batch_size]`) is 0.0 on padding.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import grain
 import numpy as np
@@ -37,14 +37,18 @@ class TextEncoder:
             for t in tokens
         ]
 
-    def pad(self, encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    def pad(self, encoded: Sequence[tuple[np.ndarray, np.ndarray]], *, longest: int = 0) -> Batch:
         """Stacks encoded texts.
+
+        Args:
+            encoded: from `encode`.
+            longest: pads as if a text of so many tokens were among them.
 
         Returns:
             `ids` int32 `[B, T]`, `length` int32 `[B]` and, where sub-words are on, `subwords`
             int32 `[B, T, per_word]`.
         """
-        longest = max(len(ids) for ids, _ in encoded)
+        longest = max(longest, *(len(ids) for ids, _ in encoded))
         limit = self.tokeniser.max_tokens
         width = min([w for w in _WIDTHS if w >= longest] or [limit])
         width = max(min(width, limit), longest)
@@ -76,6 +80,10 @@ class TextBatches:
             split: encoder.encode([text for text, _ in examples])
             for split, examples in data.splits.items()
         }
+        self._lengths = {
+            split: np.array([len(ids) for ids, _ in encoded])
+            for split, encoded in self._encoded.items()
+        }
         self._labels = {
             split: np.array([label for _, label in examples], np.int32)
             for split, examples in data.splits.items()
@@ -86,15 +94,19 @@ class TextBatches:
         limit = self._encoder.tokeniser.max_tokens
         return sum(len(ids) >= limit for ids, _ in self._encoded[split])
 
-    def train_batches(self, *, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+    def train_batches(
+        self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray | None = None
+    ) -> Iterator[Batch]:
         """Yields training batches without end, from the one of step `start_step` on."""
-        order = _Order(self._lengths("train"), batch_size, seed)
-        source = _Batches(order, self._train_batch)
+        order = _Order(self._lengths["train"], batch_size, seed)
+        source = _Batches(order, partial(self._batch, "train", rows=rows))
         batches = iter(grain.MapDataset.source(source).to_iter_dataset())
         grain.experimental.set_next_index(batches, start_step)
         return batches
 
-    def eval_batches(self, split: str, *, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(
+        self, split: str, *, batch_size: int, rows: np.ndarray | None = None
+    ) -> Iterable[Batch]:
         """Yields one pass over a split, shortest texts first.
 
         Raises:
@@ -102,22 +114,21 @@ class TextBatches:
         """
         if split not in self._encoded:
             raise ValueError(f"there is no split {split!r}, only {sorted(self._encoded)}")
-        order = np.argsort(self._lengths(split), kind="stable").astype(np.int32)
+        order = np.argsort(self._lengths[split], kind="stable").astype(np.int32)
         for start in range(0, len(order), batch_size):
             real = order[start : start + batch_size]
             index = np.resize(real, batch_size)
             weight = (np.arange(batch_size) < len(real)).astype(np.float32)
-            yield {**self._batch(split, index), "weight": weight, "index": index}
+            here = slice(None) if rows is None else rows
+            batch = self._batch(split, index, rows=rows)
+            yield {**batch, "weight": weight[here], "index": index[here]}
 
-    def _train_batch(self, index: np.ndarray) -> Batch:
-        return self._batch("train", index)
-
-    def _batch(self, split: str, index: np.ndarray) -> Batch:
-        batch = self._encoder.pad([self._encoded[split][i] for i in index])
-        return {**batch, "label": self._labels[split][index]}
-
-    def _lengths(self, split: str) -> np.ndarray:
-        return np.array([len(ids) for ids, _ in self._encoded[split]])
+    def _batch(self, split: str, index: np.ndarray, *, rows: np.ndarray | None) -> Batch:
+        """The examples `index`, or `rows` of them, as wide as all of them together are."""
+        longest = int(self._lengths[split][index].max())
+        mine = index if rows is None else index[rows]
+        batch = self._encoder.pad([self._encoded[split][i] for i in mine], longest=longest)
+        return {**batch, "label": self._labels[split][mine]}
 
 
 class _Order:
