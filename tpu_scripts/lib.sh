@@ -59,7 +59,8 @@ parse_options() {
     elif [[ $1 == --"$name"=* && $valued == *" $name "* ]]; then
       opt[$name]=${1#*=}
     elif [[ $1 == --"$name" && $valued == *" $name "* ]]; then
-      (($# > 1)) || die 2 "--$name needs a value; see --help"
+      (($# > 1)) && [[ $2 != -* ]] ||
+        die 2 "--$name needs a value; one that begins with a hyphen is written --$name=-..."
       opt[$name]=$2
       shift
     else
@@ -126,8 +127,11 @@ record_path() {
 
 # write_record KIND NAME LINES...: fails where there is one already.
 write_record() {
-  local path
+  local path line
   path=$(record_path "$1" "$2")
+  for line in "${@:3}"; do
+    [[ $line != *$'\n'* ]] || die 2 "not one line, so it cannot be recorded: $(quote "$line")"
+  done
   [[ ! -e $path ]] || die 1 "there is a record of $2 already: $path
 What it names may be running and billed. See what it is with watch.sh, end it with delete.sh; or take another name."
   mkdir -p -- "${path%/*}"

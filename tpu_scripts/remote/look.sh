@@ -11,7 +11,7 @@ code=0
 if [[ -f $folder/status ]]; then
   code=$(<"$folder/status")
   say "ended with status $code"
-elif kill -0 "$(<"$folder/pid")" 2>/dev/null; then
+elif pid=$(<"$folder/pid") && [[ $(ps -o sid=,stat= -p "$pid") =~ ^\ *"$pid"\ +[^Z] ]]; then # leads its session still
   say "running"
 else
   say "died without a status: killed, or the host was restarted"

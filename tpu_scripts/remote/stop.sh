@@ -2,7 +2,9 @@
 # shellcheck shell=bash
 set -euo pipefail
 folder=$HOME/attnjax/jobs/$1
-if [[ -f $folder/pid && ! -f $folder/status ]] && kill -TERM "$(<"$folder/pid")"; then
+# The session that start.sh made, and not what has its number by now.
+if [[ -f $folder/pid && ! -f $folder/status ]] && pid=$(<"$folder/pid") &&
+  [[ $(ps -o sid= -p "$pid") =~ ^\ *"$pid"$ ]] && kill -TERM "$pid"; then
   echo "$(hostname): told to stop; it saves a checkpoint first"
 else
   echo "$(hostname): not running"

@@ -61,7 +61,7 @@ if [[ ${opt[dry-run]:-} ]]; then
   exit 0
 fi
 # Written first: whatever stops this script, the job can be found by its comment.
-write_record slurm "$name" "token=$token" "created=$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+write_record slurm "$name" "token=$token" "log_dir=${opt[log-dir]}" "created=$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 path=$(record_path slurm "$name")
 job=$("${submit[@]}") || {
   code=$?
@@ -70,5 +70,7 @@ attnjax_token=$token: squeue --me --format='%i %k'. Then forget the record: $(qu
   exit "$code"
 }
 job=${job%%;*} # with several clusters, the cluster's name follows
-printf '%s\n' "job=$job" "logs=${opt[log-dir]}/$name-$job" >>"$path"
+[[ $job =~ ^[0-9]+$ ]] || die 1 "expected a job number from sbatch, got $(quote "$job"); find the job by its comment
+attnjax_token=$token: squeue --me --format='%i %k'"
+echo "job=$job" >>"$path"
 echo "submitted as job $job; look at it with $(quote "$here/slurm/watch.sh" "$name")"

@@ -20,14 +20,14 @@ parse_options "lines" "" "$@"
 take_name
 : "${opt[lines]:=5}"
 check_number lines '^(0|[1-9][0-9]{0,5})$' "a number"
-read_record slurm "$name" job logs
+read_record slurm "$name" job log_dir
 # %i job, %T state, %M time used, %R nodes or the reason for waiting; a job that ended long ago is not known any more.
 run squeue --jobs="${record[job]}" --states=all --format='%i %T %M %R' ||
   run sacct --jobs="${record[job]}" --format=JobID,State,ExitCode,Elapsed,NodeList
 shopt -s nullglob
-files=("${record[logs]}"*.log)
+files=("${record[log_dir]}/$name-${record[job]}"*.log)
 if ((${#files[@]})); then
   run tail -n "${opt[lines]}" -- "${files[@]}"
 else
-  echo "no logs yet"
+  echo "# no logs yet"
 fi

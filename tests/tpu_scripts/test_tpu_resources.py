@@ -1,0 +1,128 @@
+"""create.sh and delete.sh: what they ask gcloud for, and when they refuse to."""
+
+import shlex
+
+import pytest
+
+from tests.tpu_scripts.bench import HOSTILE, PLACE, SCRIPTS, TOKEN, fields
+from tests.tpu_scripts.gcloud import QUEUED
+
+LABEL = "--format=value(tpu.nodeSpec[0].node.labels.attnjax_token)"
+CREATE = (
+    *("--project", "my-project", "--zone", "us-west4-a", "--accelerator-type", "v5litepod-16"),
+    *("--runtime-version", "v2-alpha-tpuv5-lite"),
+)
+KIND = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"]
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--spot"], ["--node-id=run", *KIND, "--spot"]),
+        (["--reserved"], ["--node-id=run", *KIND, "--reserved"]),
+        (["--on-demand", "--slices", "1"], ["--node-id=run", *KIND]),
+        (
+            ["--spot", "--slices", "4"],
+            ["--node-count=4", "--node-prefix=run", *KIND, "--spot"],
+        ),
+        (
+            ["--on-demand", "--valid-until-duration", "6h", "--network=n", "--subnetwork=s"],
+            ["--node-id=run", *KIND, "--valid-until-duration=6h", "--network=n", "--subnetwork=s"],
+        ),
+        *(
+            (["--spot", account], ["--node-id=run", *KIND, "--spot", account])
+            for account in (f"--service-account={word}" for word in (*HOSTILE, "--force"))
+        ),
+    ],
+)
+def test_create(bench, words, flags):
+    bench.works("create.sh", "run", *CREATE, *words)
+    record = fields(bench.state / "tpu" / "run")
+    label = f"--labels=attnjax_token={record['token']}"
+    assert bench.calls() == [[*QUEUED, "create", "run", *PLACE, *flags, label]]
+    assert record.keys() == {"token", "project", "zone", "slices", "accelerator_type", "created"}
+    assert (record["project"], record["zone"]) == ("my-project", "us-west4-a")
+    assert record["slices"] == (words[2] if words[1:2] == ["--slices"] else "1")
+
+
+def test_tokens_differ(bench):
+    tokens = set()
+    for name in ("one", "two"):
+        bench.works("create.sh", name, *CREATE, "--spot")
+        tokens.add(fields(bench.state / "tpu" / name)["token"])
+    assert len(tokens) == 2
+
+
+@pytest.mark.parametrize("option", ["project", "zone", "accelerator-type", "runtime-version"])
+def test_create_rejects_what_the_service_would(bench, option):
+    for word in [*HOSTILE, "..", "a/b", "^:^a"]:
+        says = f"--{option} .* is not allowed; the rule:"
+        bench.refuses("create.sh", "run", *CREATE, "--spot", f"--{option}={word}", says=says)
+    bench.refuses("create.sh", "run", *CREATE, "--spot", f"--{option}=", says="is needed")
+
+
+def test_create_needs_one_tier_and_whole_slices(bench):
+    bench.refuses("create.sh", "run", *CREATE, says="choose one of .* got: none")
+    bench.refuses(
+        "create.sh", "run", *CREATE, "--spot", "--reserved", says="got: --spot --reserved"
+    )
+    for slices in ("0", "-1", "1.5", "2x", "1000", "$(touch pwned)", "a[$(touch pwned)]"):
+        bench.refuses("create.sh", "run", *CREATE, "--spot", f"--slices={slices}", says="--slices")
+
+
+def test_a_failed_create_leaves_a_record_and_says_what_to_do(bench):
+    done = bench.run("create.sh", "run", *CREATE, "--spot", does="exit 7")
+    assert done.returncode == 7
+    assert "may exist, and may be billed" in done.stderr
+    assert f"{SCRIPTS}/delete.sh run" in done.stderr
+    (created,) = bench.calls()
+    token = fields(bench.state / "tpu" / "run")["token"]
+    assert created[-1] == f"--labels=attnjax_token={token}"
+    # What the failed request left behind is deleted by that record, for it carries the label.
+    bench.works("delete.sh", "run", "--yes", does=f'case "$*" in *describe*) echo {token} ;; esac')
+    assert [words[4] for words in bench.calls()] == ["describe", "delete"]
+
+
+def test_create_without_a_record_creates_nothing(bench):
+    bench.state.write_text("a file where a folder should be")
+    done = bench.run("create.sh", "run", *CREATE, "--spot")
+    assert done.returncode != 0
+    assert bench.calls() == []
+
+
+@pytest.mark.parametrize(("words", "quiet"), [([], []), (["--yes"], ["--quiet"])])
+def test_delete(bench, words, quiet):
+    record = bench.record("tpu")
+    bench.works("delete.sh", "run", *words, does=f'case "$*" in *describe*) echo {TOKEN} ;; esac')
+    assert bench.calls() == [
+        [*QUEUED, "describe", "run", *PLACE, LABEL],
+        [*QUEUED, "delete", "run", *PLACE, "--force", *quiet],
+    ]
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("label", ["", "0" * 32, TOKEN[:-1], TOKEN + "0", f"{TOKEN};{TOKEN}", "*"])
+def test_delete_refuses_what_does_not_carry_the_label(bench, label):
+    record = bench.record("tpu")
+    done = bench.run("delete.sh", "run", "--yes", does=f"printf '%s\\n' {shlex.quote(label)}")
+    assert done.returncode == 1
+    assert "refused: run does not carry the label" in done.stderr
+    assert f"rm -- {record}" in done.stderr
+    assert bench.calls() == [[*QUEUED, "describe", "run", *PLACE, LABEL]]
+    assert record.exists()
+
+
+def test_delete_stops_when_it_cannot_look(bench):
+    record = bench.record("tpu")
+    # Even where the right label is printed: what failed has not answered.
+    done = bench.run("delete.sh", "run", "--yes", does=f"echo {TOKEN}; exit 5")
+    assert (done.returncode, record.exists()) == (5, True)
+    assert "nothing was deleted" in done.stderr
+    assert [words[4] for words in bench.calls()] == ["describe"]
+
+
+def test_a_failed_delete_keeps_the_record(bench):
+    record = bench.record("tpu")
+    does = f'case "$*" in *describe*) echo {TOKEN} ;; *) exit 6 ;; esac'
+    assert bench.run("delete.sh", "run", "--yes", does=does).returncode == 6
+    assert record.exists()
