@@ -16,8 +16,8 @@ version. Several hosts: `ssh-add ~/.ssh/google_compute_engine` first, for gcloud
   --archive FILE     instead: a wheel, or an archive such as `git archive --prefix=attnjax/ -o attnjax.tar.gz HEAD` makes
   --jax REQUIREMENT  jax to install; default: jax[tpu]>=0.10,<0.13
   --python PROGRAM   Python 3.11 to 3.13 on the hosts; default: python3.11
-  --prepare COMMAND  shell command that runs first on every host, in bash, such as one that mounts the file
-                     system for --run-dir, or installs Python
+  --prepare COMMAND  shell command that runs first on every host, in bash and the home folder, such as one that
+                     installs Python, or mounts the file system for --run-dir
   --dry-run          print the commands, run nothing
   --help             this text
 USAGE

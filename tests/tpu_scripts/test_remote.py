@@ -179,6 +179,12 @@ def test_install_fails_with_what_it_calls(bench, fails):
     assert (home / "attnjax" / "venv").exists() == (fails != "-m venv")
 
 
+def test_install_says_which_python_is_missing(bench):
+    done = host(bench, "install.sh", "", "python0.1", "jax", "attnjax/archives/x.whl")
+    assert done.returncode == 1
+    assert "there is no python0.1; let setup.sh --prepare install one" in done.stderr
+
+
 def test_install_stops_when_the_preparation_fails(bench):
     assert _install(bench, "exit 9", "x").returncode == 9
     assert _pythons(bench) == []

@@ -4,6 +4,10 @@ set -euo pipefail
 prepare=$1 python=$2 jax=$3 source=$4
 cd
 [[ -z $prepare ]] || bash -c "$prepare"
+command -v "$python" >/dev/null || {
+  echo "$(hostname): there is no $python; let setup.sh --prepare install one, or name another with --python" >&2
+  exit 1
+}
 mkdir -p attnjax
 [[ -x attnjax/venv/bin/python ]] || "$python" -m venv attnjax/venv || {
   rm -rf attnjax/venv # half a venv would pass for a whole one
