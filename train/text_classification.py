@@ -36,6 +36,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,7 @@ from train.common import cli
 from train.common.baseline import Baseline, tfidf_baseline
 from train.common.classification import Scores, balanced_weights, cross_entropy
 from train.common.config import TrainConfig
+from train.common.distributed import is_main, same_everywhere
 from train.common.labelled_text import LabelledText
 from train.common.loop import run
 from train.common.optim import OptimConfig
@@ -119,7 +121,7 @@ class Evaluate:
 def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
     """Puts data, model, loss and metrics together; says how many texts were too long."""
     batches = TextBatches(data, encoder)
-    if cut := batches.truncated("train"):
+    if is_main() and (cut := batches.truncated("train")):
         limit = config.tokens.max_tokens
         print(f"{cut} training texts have {limit} tokens or more; what is beyond is cut off")
     balanced = config.class_weights == "balanced"
@@ -156,15 +158,21 @@ def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
     return Task(build_model, loss, predict, evaluate, batches)
 
 
-def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome:
-    """Trains with one seed, measures on the test split and writes the report."""
+def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome | None:
+    """Trains with one seed, measures on the test split and writes the report.
+
+    Returns:
+        The result; None in all processes but number 0.
+    """
     encoder = make_encoder(config, data)
-    save_text_side(config.run_dir, encoder, data.labels)
+    same_everywhere("tokeniser", {"sha256": encoder.tokeniser.fingerprint})
+    if is_main():
+        save_text_side(config.run_dir, encoder, data.labels)
     task = make_task(config, data, encoder)
     result = run(task, config.train, config.run_dir, describe=config.describe())
     assert result is not None  # only a dry run has none
     classifier = Classifier(result.model(), encoder, data.labels)
-    return finish(result, classifier, data, baseline)
+    return finish(result, classifier, data, baseline) if is_main() else None
 
 
 def make_encoder(config: Config, data: LabelledText) -> TextEncoder:
@@ -175,16 +183,19 @@ def make_encoder(config: Config, data: LabelledText) -> TextEncoder:
 
 def train(config: Config) -> None:
     """Loads the data, trains with each seed, prints the results beside the baseline's."""
+    config.train.distributed.start()
+    say = partial(print, flush=True) if is_main() else lambda text: None
     data = config.data.load()
-    print("\n  ".join([data.summary(), *data.notes]), flush=True)
+    say("\n  ".join([data.summary(), *data.notes]))
     if config.train.dry_run:
         task = make_task(config, data, make_encoder(config, data))
         run(task, config.train, config.run_dir, describe=config.describe())
         return
     baseline = tfidf_baseline(data)
-    print(f"baseline: {baseline.describe()}", flush=True)
+    say(f"baseline: {baseline.describe()}")
     if not config.seeds:
-        print(train_one(config, data, baseline).describe())
+        if (outcome := train_one(config, data, baseline)) is not None:
+            say(outcome.describe())
         return
     outcomes = {}
     for seed in config.seeds:
@@ -192,7 +203,8 @@ def train(config: Config) -> None:
         train_config = dataclasses.replace(config.train, seed=seed)
         one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
         outcomes[seed] = train_one(one, data, baseline)
-    print(seeds_table(outcomes))
+    if is_main():
+        say(seeds_table({seed: outcome for seed, outcome in outcomes.items() if outcome}))
 
 
 def predict(config: Predict) -> None:

@@ -324,13 +324,6 @@ def test_tasks_that_break_the_contract(task: Task, message: str, tmp_path: Path)
         train(tmp_path, task)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(NotImplementedError, match="one process, jax runs with 4"):
-        train(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_describe_must_be_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="describe must be a mapping that JSON can hold"):
         run(toy_task(), TrainConfig(steps=1), tmp_path, describe={(1, 2): 3})

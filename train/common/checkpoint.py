@@ -3,6 +3,9 @@
 A run directory's `checkpoints/` holds one directory per step, `00000040/`: what orbax wrote below
 `state/`, and a seal (`train.common.seal`) with the run's host-side state and hashes. A save in
 progress is called `saving-00000040`; a checkpoint that turned out broken is moved to `../broken/`.
+
+Several processes share one directory: each writes and reads the parts of the arrays that it holds,
+process 0 does the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from train.common.distributed import barrier, broadcast, is_main
 from train.common.fingerprint import fingerprint
 from train.common.seal import BrokenCheckpointError, read_seal, write_seal
 from train.common.state import State, abstract
@@ -40,6 +44,8 @@ class Restored:
 
 class Checkpoints:
     """The checkpoints of one run directory.
+
+    With several processes all must call the same methods in the same order.
 
     Args:
         run_dir: the run directory; relative paths are fine.
@@ -69,6 +75,8 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes what saves left behind that a kill cut off; call before the first save."""
+        if not is_main():
+            return
         for path in sorted(self._directory.glob(f"{SAVING}*")):
             self._say(f"removed {path.name}: the run before ended while it was written or deleted")
             shutil.rmtree(path)
@@ -87,7 +95,8 @@ class Checkpoints:
         """
         self.wait()
         saving = self._directory / f"{SAVING}{step:08d}"
-        saving.mkdir(parents=True)
+        if is_main():
+            saving.mkdir(parents=True)
         # A copy: the seal is written later, when the caller may have changed its own.
         content = copy.deepcopy(
             {
@@ -100,7 +109,9 @@ class Checkpoints:
         response = ocp.save_checkpointables_async(saving / "state", dict(state))
 
         def finish() -> None:
-            response.result()
+            response.result()  # which waits for the other processes' parts, too
+            if not is_main():
+                return
             write_seal(saving, content)
             if self.path(step).exists():  # the same step again, with its evaluation done by now
                 self._delete(step)
@@ -114,6 +125,7 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
+            barrier("checkpoint")  # only then has process 0 sealed it
 
     def close(self) -> None:
         """Waits for the last save and ends the thread behind it."""
@@ -134,10 +146,9 @@ class Checkpoints:
             BrokenCheckpointError: files or arrays are not what was saved, or do not fit `like`.
         """
         self.wait()
-        content = read_seal(self.path(step))
-        if content["step"] != step:
-            raise BrokenCheckpointError(f"it was saved as step {content['step']}")
-        _check_signatures(content["arrays"], _signatures(like), parts=like.keys())
+        content, problem = broadcast(self._verified(step, like) if is_main() else None)
+        if problem:
+            raise BrokenCheckpointError(problem)
         state = ocp.load_checkpointables(self.path(step) / "state", abstract(like))
         for name, number in fingerprint(state).items():
             if content["fingerprint"].get(name) != number:
@@ -154,14 +165,17 @@ class Checkpoints:
             BrokenCheckpointError: there are checkpoints, but none can be read. All stay in place.
         """
         failures: dict[int, str] = {}
-        for step in reversed(self.steps):
+        # orbax reports damage by many types, SystemError included; what one process of several
+        # meets in there leaves the others waiting inside, so that going back is not possible.
+        damage = Exception if jax.process_count() == 1 else BrokenCheckpointError
+        for step in broadcast(self.steps[::-1]):
             try:
                 restored = self.load(step, like)
-            except Exception as error:  # orbax reports damage by many types, SystemError included
+            except damage as error:
                 failures[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 self._say(f"the checkpoint of step {step} is broken and not used: {failures[step]}")
                 continue
-            for broken in failures:
+            for broken in failures if is_main() else ():
                 self._say(
                     f"moved the checkpoint of step {broken} to {self._quarantine(broken)}; "
                     f"continuing from the one before, of step {step}"
@@ -174,6 +188,17 @@ class Checkpoints:
                 + "; ".join(f"step {step}: {why}" for step, why in failures.items())
             )
         return None
+
+    def _verified(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """What a checkpoint's seal says, and what is wrong with the checkpoint, if anything."""
+        try:
+            content = read_seal(self.path(step))
+            if content["step"] != step:
+                return None, f"it was saved as step {content['step']}"
+            _check_signatures(content["arrays"], _signatures(like), parts=like.keys())
+        except BrokenCheckpointError as error:
+            return None, str(error)
+        return content, ""
 
     def _quarantine(self, step: int) -> Path:
         """Moves a checkpoint out of the way without losing a byte of it."""

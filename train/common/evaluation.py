@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from train.common.distributed import broadcast, is_main
 from train.common.layout import Layout
 from train.common.step import on_device
 from train.common.task import Batch, Task
@@ -28,6 +29,9 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics on one split.
 
+    Several processes with one `layout` share the work and get the same metrics: each loads what its
+    devices need; process 0 loads everything and computes the metrics.
+
     Args:
         task: gives the batches and turns predictions into metrics.
         predict: from `make_predict`.
@@ -43,17 +47,20 @@ def evaluate(
     """
     results: list[tuple[Any, Batch]] = []
     waiting: tuple[Any, Batch] | None = None
-    for batch in task.data.eval_batches(split, batch_size=batch_size):
+    rows = None if layout is None or is_main() else layout.rows(batch_size)
+    for batch in task.data.eval_batches(split, batch_size=batch_size, rows=rows):
         if stopped():
             raise EvaluationStopped
-        running = predict(model_state, on_device(batch, layout)), batch
+        running = predict(model_state, on_device(batch, layout, size=batch_size)), batch
         if waiting is not None:  # fetched while the next batch runs
             results.append((jax.device_get(waiting[0]), waiting[1]))
         waiting = running
     if waiting is None:
         raise ValueError(f"the split {split!r} has no examples to evaluate")
     results.append((jax.device_get(waiting[0]), waiting[1]))
-    return as_floats(task.evaluate(results), "Task.evaluate")
+    if layout is None:
+        return as_floats(task.evaluate(results), "Task.evaluate")
+    return broadcast(as_floats(task.evaluate(results), "Task.evaluate") if is_main() else None)
 
 
 def as_floats(metrics: Mapping[str, Any], source: str) -> dict[str, float]:

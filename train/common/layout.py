@@ -75,16 +75,31 @@ class Layout:
         """The sharding of a batch: its examples over `BATCH_AXES`."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Makes global arrays of this process's share of a batch.
+    def rows(self, size: int) -> np.ndarray:
+        """The places in a batch of `size` examples of those that this process's devices hold."""
+        held = self.batch.addressable_devices_indices_map((size,)).values()
+        return np.unique(np.concatenate([np.arange(size)[index] for index in held]))
+
+    def put(self, batch: dict[str, np.ndarray], *, size: int) -> dict[str, jax.Array]:
+        """Makes global arrays of a batch.
 
         Args:
-            batch: named arrays; with one process, all examples; with P processes of as many devices
-                each, the part of them that their place in the mesh asks for.
+            batch: named arrays; with all examples, or with those at `rows(size)`.
+            size: examples in the whole batch, over all processes.
         """
-        return {
-            name: jax.make_array_from_process_local_data(self.batch, x) for name, x in batch.items()
-        }
+        rows = self.rows(size)
+
+        def place(x: np.ndarray) -> jax.Array:
+            here = rows if len(x) < size else np.arange(size)
+
+            def piece(index: Any) -> np.ndarray:
+                first, stop, _ = index[0].indices(size)
+                start = int(np.searchsorted(here, first))
+                return x[start : start + stop - first]
+
+            return jax.make_array_from_callback((size, *x.shape[1:]), self.batch, piece)
+
+        return {name: place(np.asarray(x)) for name, x in batch.items()}
 
     def deal_parts(self, batch: Any) -> Any:
         """Deals the examples of each part of a batch `[parts, examples, ...]` to all devices.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import numpy as np
 from train.common.checkpoint import Checkpoints, Restored
 from train.common.clock import Clock
 from train.common.config import TrainConfig
+from train.common.distributed import is_main
 from train.common.dryrun import dry_run
 from train.common.evaluation import EvaluationStopped, evaluate
 from train.common.guard import check_finite
 from train.common.metrics import History, Means
 from train.common.progress import Progress
 from train.common.result import RunResult
-from train.common.rundir import RunLock, claim, record_session
+from train.common.rundir import RunLock, check_same_run, claim, record_session
 from train.common.selection import Selection
-from train.common.signals import Interrupted, StopSignals
+from train.common.signals import Interrupted, StopSignals, stop_signals
 from train.common.state import plan_state
 from train.common.step import make_predict, make_step, on_device
 from train.common.task import Batch, Task
@@ -36,6 +37,10 @@ def run(
     The run directory gets config.json, manifest.json, metrics.jsonl, log.txt, tensorboard/ and
     checkpoints/. A process killed at any moment loses the steps since the last checkpoint, which
     the next one does again, to the same bits. SIGTERM and SIGINT save a checkpoint first.
+
+    Several processes (`config.distributed`) must all call this with the same arguments and see the
+    same run directory. Each loads its share of every batch; process 0 evaluates, writes all files
+    but its share of the checkpoints', and speaks.
 
     Args:
         task: model, loss, metrics and data.
@@ -53,23 +58,28 @@ def run(
         Interrupted: a signal came; the state is saved.
         NonFiniteError: the numbers are no longer finite; names step and parameter.
         BrokenCheckpointError: there are checkpoints, but none can be read.
-        NotImplementedError: jax runs with several processes.
     """
-    if (processes := jax.process_count()) > 1:
-        raise NotImplementedError(f"the loop trains with one process, jax runs with {processes}")
+    config.distributed.start()
+    main = is_main()
     if config.dry_run:
-        print(dry_run(task, config))
+        if main:
+            print(dry_run(task, config))
         return None
     run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with RunLock(run_dir), StopSignals() as stop:
-        progress = Progress(run_dir / "log.txt", show=config.progress)
-        manifest = claim(
-            run_dir, config, describe, data_fingerprint=task.data.fingerprint, say=progress.say
-        )
+    if main:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with RunLock(run_dir) if main else nullcontext(), stop_signals() as stop:
+        progress = Progress(run_dir / "log.txt" if main else None, show=config.progress)
+        fingerprint = task.data.fingerprint
+        if main:
+            manifest = claim(
+                run_dir, config, describe, data_fingerprint=fingerprint, say=progress.say
+            )
+        check_same_run(run_dir, config, describe, data_fingerprint=fingerprint)
         session = _Session(task, config, run_dir, progress, stop)
         try:
-            record_session(run_dir, manifest, resumed_step=session.step or None)
+            if main:
+                record_session(run_dir, manifest, resumed_step=session.step or None)
             return session.train()
         except Exception as error:
             progress.record(f"{type(error).__name__}: {error}")
@@ -107,8 +117,14 @@ class _Session:
         else:
             self._state = start.make()
         self._history = History(
-            run_dir, keep=self._belongs, tensorboard=config.tensorboard, resumed_step=self.step
+            run_dir,
+            keep=self._belongs,
+            tensorboard=config.tensorboard,
+            resumed_step=self.step,
+            write=is_main(),
         )
+        shared = self._layout if jax.process_count() > 1 else None
+        self._rows = shared.rows(config.batch_size) if shared is not None else None
         self._unread: tuple[int, dict[str, jax.Array], Batch] | None = None
         self._clock = Clock()
 
@@ -122,14 +138,18 @@ class _Session:
         if not self._evaluated:
             self._milestone()
         batches = self._task.data.train_batches(
-            batch_size=self._config.batch_size, seed=self._config.seed, start_step=self.step
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            start_step=self.step,
+            rows=self._rows,
         )
         while not self._finished:
             with self._clock.measure("data"):
                 batch = self._next(batches)
             with self._clock.measure("compute"):
-                self._state, metrics = self._update(self._state, on_device(batch, self._layout))
+                self._state, metrics = self._update(self._state, self._put(batch))
             self.step += 1
+            self._stop.poll()
             self._clock.step()
             self._read_metrics()  # of the step before, while this one runs
             self._unread = self.step, metrics, batch
@@ -187,13 +207,17 @@ class _Session:
             raise ValueError(
                 f"train_batches must never end, but ended after step {self.step}"
             ) from error
+        size = self._config.batch_size if self._rows is None else len(self._rows)
         for name, x in batch.items():
-            if np.shape(x)[:1] != (self._config.batch_size,):
+            if np.shape(x)[:1] != (size,):
                 raise ValueError(
-                    f"train_batches must give {self._config.batch_size} examples, got "
-                    f"{name} of shape {np.shape(x)}"
+                    f"train_batches must give {size} examples, got {name} of shape {np.shape(x)}"
                 )
         return batch
+
+    def _put(self, batch: Batch) -> dict[str, Any]:
+        """What the step gets of a batch."""
+        return on_device(batch, self._layout, size=self._config.batch_size)
 
     def _read_metrics(self) -> None:
         """Fetches the unread step's metrics, checks them, and writes a row when one is due."""
@@ -245,7 +269,7 @@ class _Session:
                 config.eval_split,
                 batch_size=config.eval_batch_size,
                 layout=self._layout,
-                stopped=lambda: self._stop.received is not None,
+                stopped=self._stop.poll,
             )
         self._evaluated = True
         self._selection = self._selection.update(

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from tensorboardX import SummaryWriter
 
@@ -53,6 +53,7 @@ class History:
             written after the checkpoint was made will be written again.
         tensorboard: also write TensorBoard events.
         resumed_step: the step of the checkpoint; TensorBoard hides older events beyond it.
+        write: False in a process that does not keep the run's records.
     """
 
     def __init__(
@@ -62,21 +63,25 @@ class History:
         keep: Callable[[dict[str, Any]], bool],
         tensorboard: bool,
         resumed_step: int,
+        write: bool = True,
     ) -> None:
         self.path = run_dir / HISTORY
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        if not write:
+            return
         rows = [row for row in read_history(self.path) if keep(row)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a", encoding="utf-8")
-        self._events = (
-            SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_step + 1)
-            if tensorboard
-            else None
-        )
+        if tensorboard:
+            self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(
         self, kind: Kind, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]
     ) -> None:
         """Appends one row; it is in the file when this returns, if not yet on the disk."""
+        if self._file is None:
+            return
         rounded = {name: round(value, 6) for name, value in seconds.items()}
         # JSON has no NaN and no infinity; null is what its readers expect there.
         finite = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
@@ -91,11 +96,13 @@ class History:
 
     def sync(self) -> None:
         """Puts every row on the disk; a checkpoint must not outlive the rows before it."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -18,14 +18,15 @@ class Progress:
     """Shows where a run is, and records what it says in the run directory's log.txt.
 
     Args:
-        log: the file that messages are appended to, with the time before them.
+        log: the file that messages are appended to, with the time before them; None, in a process
+            that does not speak for the run, for no messages either.
         show: whether progress is shown at all; messages always are.
         stream: where to; stderr by default.
     """
 
-    def __init__(self, log: Path, *, show: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, log: Path | None, *, show: bool, stream: TextIO | None = None) -> None:
         self._log = log
-        self._show = show
+        self._show = show and log is not None
         self._stream = stream or sys.stderr
         self._bar: tqdm | None = None
         self._total = 0
@@ -42,13 +43,15 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Prints a sentence, whatever is shown else, and appends it to the log."""
-        self.record(message)
-        self._print(message)
+        if self._log is not None:
+            self.record(message)
+            self._print(message)
 
     def record(self, message: str) -> None:
         """Appends a sentence to the log only."""
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Reports a training row: moves the bar, or prints a line if the last one is old."""

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
+
 from train.common.config import NEUTRAL_FIELDS, TrainConfig
+from train.common.distributed import same_everywhere
 from train.common.files import sha256_json, write_json
 from train.common.manifest import add_session, changed_surroundings, flatten, new_manifest
 
@@ -129,6 +132,24 @@ def claim(
             + "; ".join(changed)
         )
     return manifest
+
+
+def check_same_run(
+    run_dir: Path, config: TrainConfig, describe: Mapping[str, Any], *, data_fingerprint: str
+) -> None:
+    """Checks, when process 0 has claimed the directory, that all processes train the same there.
+
+    Raises:
+        ValueError: this process has another config or other data than process 0, or does not see
+            its directory.
+    """
+    fields = decisive(run_config(config, describe))
+    same_everywhere("config and data", {**fields, "data fingerprint": data_fingerprint})
+    if not (run_dir / CONFIG).is_file():
+        raise ValueError(
+            f"process {jax.process_index()} does not see what process 0 wrote to {run_dir}: the "
+            "run directory must lie on a file system that all of them share"
+        )
 
 
 def record_session(run_dir: Path, manifest: dict[str, Any], *, resumed_step: int | None) -> None:

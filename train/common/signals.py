@@ -7,6 +7,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import jax
+from jax.experimental import multihost_utils
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -47,6 +50,10 @@ class StopSignals:
         """Puts the handlers before back."""
         self._restore()
 
+    def poll(self) -> bool:
+        """Whether it is time to stop; the loop asks after each step and evaluation batch."""
+        return self.received is not None
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         self._restore()
@@ -55,3 +62,38 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class AgreedStop(StopSignals):
+    """The same for several processes: a signal to any of them stops all, at the same `poll`.
+
+    jax's coordination service has taken SIGTERM over and tells the others; SIGINT is handed on to
+    it. All processes must call `poll` equally often.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._polls, self._signum = 0, int(signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        """Puts the handler in place."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._handle)}
+        return self
+
+    def poll(self) -> bool:
+        """Whether all processes have agreed to stop here."""
+        self._polls += 1
+        if self.received is None and multihost_utils.reached_preemption_sync_point(self._polls):
+            self.received = self._signum
+        return super().poll()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self._signum = signum
+        self._restore()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def stop_signals() -> StopSignals:
+    """The kind that this run needs."""
+    return AgreedStop() if jax.process_count() > 1 else StopSignals()

@@ -22,17 +22,20 @@ RESERVED = ("loss", "grad_norm", "param_norm", "learning_rate", "grad_squares", 
 """Metric names that the step itself writes."""
 
 
-def on_device(batch: Batch, layout: Layout | None = None) -> dict[str, Any]:
+def on_device(batch: Batch, layout: Layout | None = None, *, size: int = 0) -> dict[str, Any]:
     """The arrays of a batch that a device can hold; strings and objects stay on the host.
 
     Args:
-        batch: this process's share of a batch.
+        batch: a batch, or of a run on a mesh this process's share of it.
         layout: of a run on a mesh, over whose devices the examples are dealt out.
+        size: examples in the whole batch; those in `batch` by default.
     """
     arrays = {name: x for name, x in batch.items() if np.asarray(x).dtype.kind in "biufcV"}
     if not arrays:
         raise ValueError(f"a batch must hold numeric arrays, got only {sorted(batch)}")
-    return arrays if layout is None else layout.put(arrays)
+    if layout is None:
+        return arrays
+    return layout.put(arrays, size=size or len(next(iter(arrays.values()))))
 
 
 def make_step(

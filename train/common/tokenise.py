@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,6 +102,11 @@ class TextTokeniser:
     def size(self) -> int:
         """Number of vocabulary entries, padding and unknown included."""
         return self._tokeniser.get_vocab_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what `save` would write."""
+        return sha256(self._tokeniser.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> Tokens:
         """Tokenises one text, cut to `max_tokens`; a text without words gives one unknown."""
