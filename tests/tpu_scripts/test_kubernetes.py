@@ -165,7 +165,7 @@ def test_a_failed_create_leaves_a_record_and_says_what_to_do(bench):
 def test_watch(bench):
     bench.record("kubernetes")
     bench.works("kubernetes/watch.sh", "run", "--lines=9")
-    logs = ["--prefix", "--ignore-errors", "--tail=9", "--max-log-requests=10000"]
+    logs = ["--prefix", "--ignore-errors", "--tail=9"]
     assert bench.calls() == [
         [*KUBECTL, "get", JOBSETS, "run"],
         [*KUBECTL, "get", "pods", SELECTOR, "--output=wide"],

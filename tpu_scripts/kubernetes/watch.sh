@@ -25,4 +25,4 @@ kubectl=(kubectl --context="${record[context]}" --namespace="${record[namespace]
 pods="--selector=jobset.sigs.k8s.io/jobset-name=$name"
 run "${kubectl[@]}" get jobsets.jobset.x-k8s.io "$name"
 run "${kubectl[@]}" get pods "$pods" --output=wide
-run "${kubectl[@]}" logs "$pods" --prefix --ignore-errors --tail="${opt[lines]}" --max-log-requests=10000
+run "${kubectl[@]}" logs "$pods" --prefix --ignore-errors --tail="${opt[lines]}"
