@@ -34,6 +34,7 @@ from attnjax.scores import (
     soft_cap,
     temperature,
 )
+from attnjax.sharding.partition import Partition
 
 __all__ = [
     "AttentionStats",
@@ -45,6 +46,7 @@ __all__ = [
     "Lengths",
     "Mask",
     "Paged",
+    "Partition",
     "Plan",
     "Prefix",
     "Ring",

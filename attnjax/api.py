@@ -11,6 +11,8 @@ from attnjax.masks import Mask, as_mask
 from attnjax.ops.softmax import dispatch
 from attnjax.ops.softmax.plan import Plan
 from attnjax.scores import ScoreFn, ScoreMod
+from attnjax.sharding import context
+from attnjax.sharding.partition import Partition, check_partition
 from attnjax.validate import make_problem, over_shapes
 
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
@@ -27,7 +29,7 @@ def attention(
     sinks: Float[Array, "N"] | None = None,
     dropout: Dropout | None = None,
     precision: Any = None,
-    partition: None = None,
+    partition: Partition | None = None,
     stats: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -51,7 +53,8 @@ def attention(
       dropout: dropout on the weights.
       precision: precision of the matrix products, as in `jax.lax.dot_general`. None computes
         float32 inputs in full float32, also where JAX's own default would not.
-      partition: mesh axes to shard over; not available yet.
+      partition: `Partition`: axes of the mesh in context to spread the call over; None leaves it to
+        `jax.jit`, which cannot divide kernels.
       stats: also return `AttentionStats`.
       implementation: a name never falls back; None chooses. `explain` tells which and why.
 
@@ -60,10 +63,9 @@ def attention(
       `AttentionStats`.
 
     Raises:
-      ValueError: if an argument is wrong.
-      NotImplementedError: if the named implementation, or a partition, can't do what was asked.
+      ValueError: if an argument is wrong, or a partition does not fit the mesh or the call.
+      NotImplementedError: if the named implementation can't do what was asked.
     """
-    _refuse_partition(partition)
     problem = make_problem(
         q,
         k,
@@ -76,7 +78,10 @@ def attention(
         precision=precision,
         stats=stats,
     )
-    out, statistics = dispatch.attend(problem, implementation)
+    if partition is None:
+        out, statistics = dispatch.attend(problem, implementation)
+    else:
+        out, statistics = context.attend(problem, check_partition(partition), implementation)
     return out if statistics is None else (out, statistics)
 
 
@@ -91,7 +96,7 @@ def explain(
     sinks: Float[Array, "N"] | None = None,
     dropout: Dropout | None = None,
     precision: Any = None,
-    partition: None = None,
+    partition: Partition | None = None,
     stats: bool = False,
     implementation: str | None = None,
 ) -> Plan:
@@ -116,10 +121,9 @@ def explain(
       many, FLOPs, bytes and temporaries.
 
     Raises:
-      ValueError: if an argument is wrong.
-      NotImplementedError: if the named implementation, or a partition, can't do what was asked.
+      ValueError: if an argument is wrong, or a partition does not fit the mesh or the call.
+      NotImplementedError: if the named implementation can't do what was asked.
     """
-    _refuse_partition(partition)
     arguments = {
         "q": q,
         "k": k,
@@ -136,11 +140,3 @@ def explain(
         return dispatch.explain(problem, as_mask(mask), implementation)
 
     return over_shapes(plan, arguments)
-
-
-def _refuse_partition(partition: object) -> None:
-    if partition is not None:
-        raise NotImplementedError(
-            "partition: sharding over a mesh is not available in this version; pass None and "
-            f"shard the batch or the heads with jax.jit. Got {partition!r}."
-        )

@@ -163,6 +163,7 @@ class MultiHeadAttention(nnx.Module):
             sinks=None if self.sinks is None else self.sinks[...],
             dropout=self._dropout(),
             precision=self.options.precision,
+            partition=self.options.partition,
             stats=stats,
             implementation=self.options.implementation,
         )

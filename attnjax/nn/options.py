@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from attnjax.nn.positions import Positions
+from attnjax.sharding.partition import Partition, check_partition
 
 # One object for all, because modules whose initialisers differ do not share compiled programs.
 KERNEL_INIT = nnx.initializers.lecun_normal()
@@ -37,6 +38,8 @@ class AttentionOptions:
       precision: precision of all products, as in `jax.lax.dot_general`.
       implementation: as in `attnjax.attention`; a name holds for steps with a cache, too, which
         None gives to `attnjax.decode`.
+      partition: axes of the mesh in context to spread attention over, as in `attnjax.attention`;
+        steps with a cache leave it to `jax.jit`.
     """
 
     position: Positions | None = None
@@ -50,6 +53,7 @@ class AttentionOptions:
     kernel_init: Callable[..., Array] = KERNEL_INIT
     precision: Any = None
     implementation: str | None = None
+    partition: Partition | None = None
 
     def __post_init__(self) -> None:
         if self.position is not None and not isinstance(self.position, Positions):
@@ -57,6 +61,8 @@ class AttentionOptions:
                 "AttentionOptions.position: expected a position scheme such as Rotary(), or None; "
                 f"got {self.position!r}."
             )
+        if self.partition is not None:
+            check_partition(self.partition)
         if self.qk_norm not in (None, "rms", "layer"):
             raise ValueError(
                 f"AttentionOptions.qk_norm: expected None, 'rms' or 'layer', got {self.qk_norm!r}."

@@ -55,6 +55,19 @@ def alibi(slopes: int | Array) -> Alibi:
     return Alibi(slopes)
 
 
+@pytree()
+class ByDistance(ScoreMod):
+    """Adds a value per head and relative position, `[N, T + S - 1]`, as `R` of `Operand` says."""
+
+    values: Array
+
+    def operands(self, sizes: Mapping[str, int]) -> tuple[Operand, ...]:
+        return (Operand("relative_bias.table", self.values, "NR"),)
+
+    def apply(self, score: Array, index: Index, *tiles: Array) -> Array:
+        return score + tiles[0].astype(score.dtype)
+
+
 @pytree("kind", "bidirectional", "max_distance")
 class RelativeBias(ScoreMod):
     """See `relative_bias`."""
@@ -77,15 +90,18 @@ class RelativeBias(ScoreMod):
             max_distance=self.max_distance,
         )
 
-    def operands(self, sizes: Mapping[str, int]) -> tuple[Operand, ...]:
+    def by_distance(self, sizes: Mapping[str, int]) -> ByDistance:
+        """Looks all relative positions of a call up."""
         N, T, S = sizes["N"], sizes["T"], sizes["S"]
         if self.table.shape[0] not in (1, N):
             raise ValueError(
                 f"relative_bias.table: expected shape [N={N}, C] (or 1 head for all), "
                 f"got {tuple(self.table.shape)}."
             )
-        by_distance = jnp.take(self.table, self.bucket(jnp.arange(1 - T, S)), axis=1)
-        return (Operand("relative_bias.table", by_distance, "NR"),)
+        return ByDistance(jnp.take(self.table, self.bucket(jnp.arange(1 - T, S)), axis=1))
+
+    def operands(self, sizes: Mapping[str, int]) -> tuple[Operand, ...]:
+        return self.by_distance(sizes).operands(sizes)
 
     def apply(self, score: Array, index: Index, *tiles: Array) -> Array:
         return score + tiles[0].astype(score.dtype)
