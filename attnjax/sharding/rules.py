@@ -135,9 +135,9 @@ class Rules:
         where = dict(self.axes)
         placed = [_names(where.get(name)) if name else () for name in logical]
         self._check(path, shape, logical, placed, sizes)
+        placed = [tuple(name for name in names if sizes[name] > 1) for names in placed]
         if large and self.split is not None and sizes[self.split] > 1:
             self._split(path, shape, logical, placed, sizes[self.split])
-        placed = [tuple(name for name in names if sizes[name] > 1) for names in placed]
         return PartitionSpec(*(_entry(names) for names in placed))
 
     def _mesh_axes(self) -> set[str]:

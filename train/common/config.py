@@ -14,12 +14,10 @@ from train.common.distributed import DistributedConfig
 from train.common.mesh import build_mesh, check_batch, parse_mesh
 from train.common.optim import OptimConfig
 
-NEUTRAL_FIELDS = (
-    *("keep", "progress", "tensorboard", "dry_run", "distributed"),
-    *("mesh", "sequence_method", "remat"),
-)
-"""Fields that may differ when a run is resumed: they change nothing that is computed; those of the
-second line change where and when it is, and so its last bits."""
+PLACEMENT_FIELDS = ("mesh", "sequence_method", "remat")
+"""Fields that say where and when things are computed, which changes the last bits of them."""
+NEUTRAL_FIELDS = ("keep", "progress", "tensorboard", "dry_run", "distributed", *PLACEMENT_FIELDS)
+"""Fields that may differ when a run is resumed: they do not change what is computed."""
 
 _COUNTS = (
     "steps",

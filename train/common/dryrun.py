@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from train.common.config import TrainConfig
+from train.common.layout import Layout
 from train.common.optim import dotted
-from train.common.state import init_state
+from train.common.state import plan_state
 from train.common.step import make_step, on_device
 from train.common.task import Task
 
@@ -24,37 +26,39 @@ def dry_run(task: Task, config: TrainConfig) -> str:
 
     Returns:
         A table of the parameters and of a batch, the parameter count, the bytes of each part of
-        the state, and XLA's own account of the compiled step's memory.
+        the state, and XLA's own account of the compiled step's memory. On a mesh also what it is,
+        and for each array what of it one device holds.
+
+    Raises:
+        ValueError: mesh, parameters or batches do not fit each other.
     """
     total = config.total_steps(task.data.train_size)
     optimizer = config.optim.build(total)
-    graphs, state = init_state(
-        task.build_model, optimizer, seed=config.seed, ema=config.ema_decay is not None
-    )
+    start = plan_state(task, optimizer, config)
     schedule = config.optim.schedule.build(config.optim.learning_rate, total)
     batches = task.data.train_batches(batch_size=config.batch_size, seed=config.seed, start_step=0)
-    batch = on_device(next(iter(batches)))
-    step = make_step(task, graphs, optimizer, schedule, config)
-    compiled = step.lower(state, batch).compile()
+    batch = on_device(next(iter(batches)), start.layout)
+    step = make_step(task, start.graphs, optimizer, schedule, config, start.layout)
+    compiled = step.lower(start.like, batch).compile()
+    params = start.like["model"]["params"]
     return "\n".join(
         [
             f"{total} steps of {config.batch_size} examples; the training split holds "
             f"{task.data.train_size}",
+            *_mesh(start.layout),
             "",
-            "A batch on the device:",
+            "A batch on the device:" if start.layout is None else "A batch on the devices:",
             *_table(batch),
             "",
             "Parameters:",
-            *_table(state["model"]["params"]),
-            f"Parameter count: {count(state['model']['params']):,}",
+            *_table(params),
+            f"Parameter count: {count(params):,}",
             "",
-            "State:",
-            *(
-                f"  {name:<12}{_megabytes(bytes_of(part))}"
-                for name, part in {**state["model"], **state["optimizer"]}.items()
-            ),
+            "State:" if start.layout is None else "State, in all and on one device:",
+            *_sizes({**start.like["model"], **start.like["optimizer"]}, start.layout),
             "",
-            "Memory of the compiled step (XLA's account):",
+            "Memory of the compiled step (XLA's account"
+            + ("):" if start.layout is None else ", for one device):"),
             *_memory(compiled.memory_analysis()),
         ]
     )
@@ -67,15 +71,55 @@ def count(tree: Any) -> int:
 
 def bytes_of(tree: Any) -> int:
     """Bytes of all arrays of `tree`."""
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def bytes_on_one(tree: Any) -> int:
+    """Bytes that one device holds of all arrays of `tree`, which have shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _mesh(layout: Layout | None) -> list[str]:
+    if layout is None:
+        return []
+    sizes: Mapping[str, int] = layout.mesh.shape
+    axes = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    return [f"Mesh: {axes}: {layout.mesh.size} devices"]
 
 
 def _table(tree: Any) -> list[str]:
-    """One line for each array: path, shape, dtype."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    rows = [(dotted(path), list(np.shape(x)), x.dtype) for path, x in leaves]
+    """One line for each array: path, shape, dtype; how it is split, where it is."""
+    rows = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        shape = list(np.shape(x))
+        sharding = getattr(x, "sharding", None)
+        part = shape if sharding is None else list(sharding.shard_shape(tuple(shape)))
+        split = f"  {part} on each device: {_spec(sharding)}" if part != shape else ""
+        rows.append((dotted(path), str(shape), f"{x.dtype}", split))
     width = max((len(name) for name, *_ in rows), default=0) + 2
-    return [f"  {name:<{width}}{shape!s:<20}{dtype}" for name, shape, dtype in rows]
+    return [
+        f"  {name:<{width}}{shape:<20}{dtype:<9}{split}".rstrip()
+        for name, shape, dtype, split in rows
+    ]
+
+
+def _spec(sharding: Any) -> str:
+    """The mesh axes of each dimension, `model . fsdp`."""
+    names = (
+        "." if axes is None else axes if isinstance(axes, str) else "+".join(axes)
+        for axes in sharding.spec
+    )
+    return " ".join(names)
+
+
+def _sizes(parts: Mapping[str, Any], layout: Layout | None) -> list[str]:
+    return [
+        f"  {name:<12}{_megabytes(bytes_of(part))}"
+        + ("" if layout is None else _megabytes(bytes_on_one(part)))
+        for name, part in parts.items()
+    ]
 
 
 def _memory(analysis: Any) -> list[str]:

@@ -79,7 +79,9 @@ def run(
         session = _Session(task, config, run_dir, progress, stop)
         try:
             if main:
-                record_session(run_dir, manifest, resumed_step=session.step or None)
+                record_session(
+                    run_dir, manifest, resumed_step=session.step or None, mesh=session.mesh
+                )
             return session.train()
         except Exception as error:
             progress.record(f"{type(error).__name__}: {error}")
@@ -160,6 +162,11 @@ class _Session:
         self._checkpoints.wait()
         self._progress.say(f"finished at step {self.step} of {self.total}")
         return self._result()
+
+    @property
+    def mesh(self) -> Mapping[str, int] | None:
+        """The size of each axis of the mesh; None without one."""
+        return None if self._layout is None else self._layout.mesh.shape
 
     def close(self) -> None:
         """Ends what runs beside the loop."""

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,10 @@ SAME_BITS = ("python", "packages", "devices", "processor", "environment", "git")
 
 def surroundings() -> dict[str, Any]:
     """Versions, devices, environment and code of this process."""
-    devices = jax.devices()
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "devices": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-            "processes": jax.process_count(),
-        },
+        "devices": _devices(),
         "processor": _processor(),
         "environment": {
             name: value
@@ -63,17 +58,22 @@ def new_manifest(*, seed: int, data_fingerprint: str, config_sha256: str) -> dic
     }
 
 
-def add_session(manifest: dict[str, Any], *, resumed_step: int | None) -> dict[str, Any]:
+def add_session(
+    manifest: dict[str, Any], *, resumed_step: int | None, mesh: Mapping[str, int] | None
+) -> dict[str, Any]:
     """`manifest` with this process as one more session.
 
     Args:
         manifest: what stands in the file so far.
         resumed_step: the step it goes on from; None for a beginning.
+        mesh: the size of each axis of its mesh; None without one.
     """
     session = {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "resumed_step": resumed_step,
+        "mesh": None if mesh is None else dict(mesh),
+        "devices": _devices(),
         "git": _git(),
     }
     return {**manifest, "sessions": [*manifest["sessions"], session]}
@@ -97,6 +97,16 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, inner in value.items():
         flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
     return flat
+
+
+def _devices() -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "processes": jax.process_count(),
+    }
 
 
 def _version(package: str) -> str | None:

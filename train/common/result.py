@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import optax
 from flax import nnx
 
 from train.common.checkpoint import Checkpoints
@@ -14,7 +15,7 @@ from train.common.config import TrainConfig
 from train.common.evaluation import evaluate
 from train.common.seal import BrokenCheckpointError, read_seal
 from train.common.selection import Selection
-from train.common.state import Graphs, split_model
+from train.common.state import Graphs, plan_state, split_model
 from train.common.step import make_predict
 from train.common.task import Task
 
@@ -65,14 +66,28 @@ class RunResult:
         return graphs.merge_eval(state)
 
     def evaluate(self, split: str, which: Which = "best") -> dict[str, float]:
-        """The task's metrics on any split. Raises as `params` does."""
-        graphs, state = self._load(which)
-        predict = make_predict(self.task, graphs, self.config)
-        return evaluate(self.task, predict, state, split, batch_size=self.config.eval_batch_size)
+        """The task's metrics on any split, on the config's mesh. Raises as `params` does.
+
+        Several processes must all call it.
+        """
+        start = plan_state(self.task, optax.identity(), self.config)
+        state = _load_parts(self.run_dir, self._step(which), start.like["model"])
+        predict = make_predict(self.task, start.graphs, self.config, start.layout)
+        return evaluate(
+            self.task,
+            predict,
+            state,
+            split,
+            batch_size=self.config.eval_batch_size,
+            layout=start.layout,
+        )
+
+    def _step(self, which: Which) -> int | None:
+        return self.best_step if which == "best" else self.last_step
 
     def _load(self, which: Which) -> tuple[Graphs, dict[str, Any]]:
-        step = self.best_step if which == "best" else self.last_step
-        return _load_model_state(self.task.build_model, self.run_dir, step, self.config.seed)
+        build, seed = self.task.build_model, self.config.seed
+        return _load_model_state(build, self.run_dir, self._step(which), seed)
 
 
 def load_model(
@@ -107,15 +122,19 @@ def load_model(
 def _load_model_state(
     build_model: Callable[[nnx.Rngs], nnx.Module], run_dir: Path, step: int | None, seed: int
 ) -> tuple[Graphs, dict[str, Any]]:
-    """The `model` part of one checkpoint, verified."""
+    """The `model` part of one checkpoint, verified, whole on one device."""
+    graphs, like = split_model(build_model(nnx.Rngs(seed)))
+    return graphs, _load_parts(run_dir, step, like)
+
+
+def _load_parts(run_dir: Path, step: int | None, like: dict[str, Any]) -> dict[str, Any]:
+    """The `model` part of one checkpoint, verified, where `like` says."""
     if step is None:
         raise ValueError(f"{run_dir} has no best checkpoint: no evaluation gave a number")
-    graphs, like = split_model(build_model(nnx.Rngs(seed)))
     checkpoints = _reader(run_dir)
     try:
-        if read_seal(checkpoints.path(step))["host"]["ema"]:
-            like["ema"] = like["params"]
-        return graphs, checkpoints.load(step, {"model": like}).state["model"]
+        ema = like["params"] if read_seal(checkpoints.path(step))["host"]["ema"] else {}
+        return checkpoints.load(step, {"model": {**like, "ema": ema}}).state["model"]
     except BrokenCheckpointError as error:
         raise BrokenCheckpointError(
             f"the checkpoint of step {step} in {run_dir} is broken: {error}"

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import jax
 
-from train.common.config import NEUTRAL_FIELDS, TrainConfig
+from train.common.config import NEUTRAL_FIELDS, PLACEMENT_FIELDS, TrainConfig
 from train.common.distributed import same_everywhere
 from train.common.files import sha256_json, write_json
 from train.common.manifest import add_session, changed_surroundings, flatten, new_manifest
@@ -144,6 +144,7 @@ def check_same_run(
             its directory.
     """
     fields = decisive(run_config(config, describe))
+    fields |= {f"train.{name}": getattr(config, name) for name in PLACEMENT_FIELDS}
     same_everywhere("config and data", {**fields, "data fingerprint": data_fingerprint})
     if not (run_dir / CONFIG).is_file():
         raise ValueError(
@@ -152,9 +153,15 @@ def check_same_run(
         )
 
 
-def record_session(run_dir: Path, manifest: dict[str, Any], *, resumed_step: int | None) -> None:
+def record_session(
+    run_dir: Path,
+    manifest: dict[str, Any],
+    *,
+    resumed_step: int | None,
+    mesh: Mapping[str, int] | None,
+) -> None:
     """Adds this process to the manifest's sessions."""
-    write_json(run_dir / MANIFEST, add_session(manifest, resumed_step=resumed_step))
+    write_json(run_dir / MANIFEST, add_session(manifest, resumed_step=resumed_step, mesh=mesh))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
