@@ -127,12 +127,13 @@ class Checkpoints:
             saving.result()
             barrier("checkpoint")  # only then has process 0 sealed it
 
-    def close(self) -> None:
-        """Waits for the last save and ends the thread behind it."""
+    def close(self, *, wait: bool = True) -> None:
+        """Waits for the last save, unless told otherwise, and ends the thread behind it."""
         try:
-            self.wait()
+            if wait:
+                self.wait()
         finally:
-            self._worker.shutdown()
+            self._worker.shutdown(wait=wait)
 
     def load(self, step: int, like: dict[str, Any]) -> Restored:
         """Verifies one checkpoint and loads parts of it.

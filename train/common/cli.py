@@ -76,6 +76,8 @@ def guarded(main: Callable[[], object]) -> int:
     except BrokenCheckpointError as error:
         return distributed.leave(_fail(error, BROKEN))
     except _ANSWERS as error:
+        if distributed.is_lost(error):
+            raise
         return distributed.leave(_fail(error, WRONG_USE))
     return DONE
 

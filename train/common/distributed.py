@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from jax.experimental import multihost_utils
 
 CRASHED = 75
 """Exit status of a process that a bug or the end of another process stopped."""
+_STATUS = re.compile(
+    "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|"
+    "UNKNOWN): "
+)
+"""How messages of jax's runtime begin; it raises some of them as ValueError."""
 _MARGIN_SECONDS = 20
 """How much later than the first missed heartbeat the last process ends, at the most."""
 _BUSY_SECONDS = 3600
@@ -169,6 +175,12 @@ def same_everywhere(what: str, values: dict[str, Any]) -> None:
         )
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error came of working together with other processes: one of them has ended."""
+    runtime = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+    return bool(runtime) and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def leave(status: int) -> int:
     """Ends this process at once if there are others, else returns `status`.
 
@@ -183,13 +195,15 @@ def _crash(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> NoReturn:
     """The `sys.excepthook` of a process that others wait for."""
-    traceback.print_exception(kind, error, trace)
-    who = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        why = "could not go on together with the others: one of them probably ended; see there"
+    if is_lost(error):
+        why = f"another process has probably ended, see what it said; here: {error}"
     else:
-        why = "met the error above and ends; the others follow"
-    print(f"{who} {why} (exit status {CRASHED})", file=sys.stderr, flush=True)
+        traceback.print_exception(kind, error, trace)
+        why = "the error above; the other processes will follow"
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} ends with status {CRASHED}: {why}",
+        file=sys.stderr,
+    )
     _exit(CRASHED)
 
 

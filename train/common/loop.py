@@ -77,6 +77,7 @@ def run(
             )
         check_same_run(run_dir, config, describe, data_fingerprint=fingerprint)
         session = _Session(task, config, run_dir, progress, stop)
+        together = True
         try:
             if main:
                 record_session(
@@ -85,9 +86,11 @@ def run(
             return session.train()
         except Exception as error:
             progress.record(f"{type(error).__name__}: {error}")
+            # What other processes still owe to a checkpoint may never come.
+            together = jax.process_count() == 1 or isinstance(error, Interrupted)
             raise
         finally:
-            session.close()
+            session.close(wait=together)
 
 
 class _Session:
@@ -168,10 +171,10 @@ class _Session:
         """The size of each axis of the mesh; None without one."""
         return None if self._layout is None else self._layout.mesh.shape
 
-    def close(self) -> None:
-        """Ends what runs beside the loop."""
+    def close(self, *, wait: bool) -> None:
+        """Ends what runs beside the loop; waits for the last checkpoint if told to."""
         try:
-            self._checkpoints.close()
+            self._checkpoints.close(wait=wait)
         finally:
             self._history.close()
             self._progress.close()
