@@ -59,12 +59,23 @@ def spills_by_linking() -> str | None:
     return None
 
 
+def topology(devices: int = 1) -> Any:
+    """Returns a host of H100s that is not here, to compile for.
+
+    Args:
+      devices: how many it has.
+
+    Returns:
+      The `jax.experimental.topologies.TopologyDescription`.
+    """
+    return topologies.get_topology_desc(
+        platform="cuda", target_config=_TARGET.read_text(), topology=f"1x1x{devices}"
+    )
+
+
 @functools.cache
 def _mesh() -> Mesh:
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=_TARGET.read_text(), topology="1x1x1"
-    )
-    return Mesh(np.array(topology.devices[:1]), ("x",), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(topology().devices[:1]), ("x",), axis_types=(AxisType.Auto,))
 
 
 def compile_for_h100(function: Callable[..., Any], *arguments: Any) -> Any:

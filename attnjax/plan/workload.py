@@ -1,0 +1,134 @@
+"""What is planned: a function of abstract arguments, which know where they lie on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from attnjax.plan.targets import Target
+from attnjax.sharding.partition import Partition
+
+AXES = ("data", "fsdp", "model", "seq")
+BATCH = ("data", "fsdp")
+"""Mesh axes that split a batch."""
+
+Change = tuple[str, str, Any]
+"""The kind of a change, the option that makes it, and the job with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A function to compile.
+
+    Attributes:
+      title: what it is, in a few words.
+      function: jitted.
+      arguments: its positional arguments in their order, by what they hold: pytrees of
+        `ShapeDtypeStruct`s with shardings. What stands before a colon is their kind.
+      mesh: the mesh.
+      settings: what was asked for.
+      parts: the arguments by kind, where one argument holds several kinds; empty otherwise.
+    """
+
+    title: str
+    function: jax.stages.Wrapped
+    arguments: Mapping[str, Any]
+    mesh: Mesh
+    settings: Mapping[str, Any]
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Job(Protocol):
+    """What can be planned, in every size and on every mesh."""
+
+    def make(self, mesh: Mesh) -> Workload:
+        """Returns what is compiled; raises a ValueError where sizes do not divide."""
+        ...
+
+    def takes(self, mesh: Mapping[str, int]) -> bool:
+        """Whether its sizes divide by those of a mesh."""
+        ...
+
+    def size(self, axis: str) -> int:
+        """Returns its size along `batch` or `sequence`."""
+        ...
+
+    def granule(self, axis: str, mesh: Mapping[str, int]) -> int:
+        """Returns the steps in which that size can grow on a mesh."""
+        ...
+
+    def resized(self, axis: str, size: int) -> Job:
+        """Returns the same with another size."""
+        ...
+
+    def option(self, axis: str) -> str:
+        """Returns the option that asks for its size along an axis."""
+        ...
+
+    def changes(self, mesh: Mapping[str, int]) -> Iterator[Change]:
+        """Yields changes that need less memory for the same batch, the gentlest first."""
+        ...
+
+
+def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
+    """Reads the sizes of mesh axes.
+
+    Args:
+      text: as in `data=2,fsdp=8`; one size may be -1, for all devices that are left. None is
+        `fsdp=-1`.
+      devices: how many there are.
+
+    Returns:
+      The size of every axis of `AXES`.
+
+    Raises:
+      ValueError: for another axis, another size, or a product that is not `devices`.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in ("fsdp=-1" if text is None else text).split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in AXES or not value.lstrip("-").isdigit():
+            raise ValueError(
+                f"mesh: expected axes among {', '.join(AXES)} with sizes, such as data=2,fsdp=8; "
+                f"got {part!r}."
+            )
+        sizes[name] = int(value)
+    left = [name for name, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(left) == 1 and known > 0 and devices % known == 0:
+        sizes[left[0]] = devices // known
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
+        raise ValueError(
+            f"mesh: expected sizes whose product is the {devices} devices of the target, got "
+            f"{text!r}."
+        )
+    return sizes
+
+
+def make_mesh(target: Target, sizes: Mapping[str, int]) -> Mesh:
+    """Lays a mesh over the devices of a target as `jax.make_mesh` would on the real ones."""
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=np.asarray(target.topology_devices()).tolist(),
+    )
+
+
+def partition(mesh: Mesh, method: str) -> Partition:
+    """Returns how attention is spread over a mesh with the axes of `AXES`."""
+
+    # A ring of one device would be one all the same; and kernels need every axis to be named.
+    whole = mesh.shape["seq"] == 1
+    return Partition(
+        batch=(*BATCH, "seq") if whole else BATCH,
+        heads="model",
+        sequence=None if whole else "seq",
+        method=method,  # type: ignore[arg-type]
+    )
