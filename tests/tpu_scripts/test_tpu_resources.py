@@ -90,6 +90,15 @@ def test_create_without_a_record_creates_nothing(bench):
     assert bench.calls() == []
 
 
+def test_create_never_writes_over_a_record(bench):
+    # A link to nowhere is what is not there when one looks, and there when one writes: a race.
+    record = bench.state / "tpu" / "run"
+    record.parent.mkdir(parents=True)
+    record.symlink_to(bench.root / "elsewhere")
+    bench.refuses("create.sh", "run", *CREATE, "--spot", code=1, says="nothing was created")
+    assert not record.exists()
+
+
 @pytest.mark.parametrize(("words", "quiet"), [([], []), (["--yes"], ["--quiet"])])
 def test_delete(bench, words, quiet):
     record = bench.record("tpu")
