@@ -57,7 +57,7 @@ from train.common.sources import TextDataConfig
 from train.common.subwords import SubwordConfig
 from train.common.task import Batch, Task
 from train.common.text_batches import TextBatches, TextEncoder
-from train.common.text_models import TextClassifier, TextModelConfig
+from train.common.text_models import RULES, TextClassifier, TextModelConfig
 from train.common.text_outcome import Outcome, finish, scores_table, seeds_table
 from train.common.text_run import Classifier, described_run, save_text_side
 from train.common.tokenise import TokeniserConfig
@@ -155,7 +155,7 @@ def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
         nll = np.mean(cross_entropy(jnp.asarray(logits), jnp.asarray(label)))
         return {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1, "loss": float(nll)}
 
-    return Task(build_model, loss, predict, evaluate, batches)
+    return Task(build_model, loss, predict, evaluate, batches, RULES)
 
 
 def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome | None:

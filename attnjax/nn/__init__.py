@@ -22,6 +22,7 @@ from attnjax.nn.positions import (
     sinusoids,
 )
 from attnjax.nn.shift import shift_mask, shift_score_mod
+from attnjax.nn.spreading import spread
 
 __all__ = [
     "ActivatedAttention",
@@ -48,4 +49,5 @@ __all__ = [
     "shift_mask",
     "shift_score_mod",
     "sinusoids",
+    "spread",
 ]

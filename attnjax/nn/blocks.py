@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int
 from attnjax.masks import Mask
 from attnjax.nn.cache import KeyValues, KVCache
 from attnjax.nn.config import TransformerConfig
+from attnjax.nn.spreading import place_sequence
+from attnjax.sharding.partition import Partition
 
 
 class TransformerBlock(nnx.Module):
@@ -68,7 +70,8 @@ class TransformerBlock(nnx.Module):
             result: Any = self.attention(x, mask=mask, positions=positions, stats=stats)
             return result if stats else (result, None)
 
-        x, found = self._sublayers(x, attend, memory, memory_mask)
+        partition = self.attention.options.partition
+        x, found = self._sublayers(x, attend, memory, memory_mask, partition)
         return (x, found) if stats else x
 
     def decode(
@@ -104,12 +107,18 @@ class TransformerBlock(nnx.Module):
         return self.cross.keys_values(memory)
 
     def _sublayers(
-        self, x: Array, attend: Callable[[Array], tuple[Array, Any]], memory: Any, memory_mask: Any
+        self,
+        x: Array,
+        attend: Callable[[Array], tuple[Array, Any]],
+        memory: Any,
+        memory_mask: Any,
+        partition: Partition | None = None,
     ) -> tuple[Array, Any]:
         self._check_memory(memory)
         if self.cross is None and memory_mask is not None:
             raise ValueError("memory_mask: expected None, for there is no cross-attention.")
         x, found = self._residual(x, self.attention_norm, attend)
+        x = place_sequence(x, partition)
         if self.cross is not None:
             cross = self.cross
 
@@ -117,9 +126,9 @@ class TransformerBlock(nnx.Module):
                 out: Any = cross(x, memory, mask=memory_mask)
                 return out, None
 
-            x, _ = self._residual(x, self.cross_norm, look)
+            x = place_sequence(self._residual(x, self.cross_norm, look)[0], partition)
         x, _ = self._residual(x, self.feed_forward_norm, lambda x: (self.feed_forward(x), None))
-        return x, found
+        return place_sequence(x, partition), found
 
     def _residual(
         self, x: Array, norm: Any, sublayer: Callable[[Array], tuple[Array, Any]]

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from attnjax.sharding.rules import TRANSFORMER, Rules
 from train.common.config import TrainConfig
 from train.common.layout import Layout, state_shardings
+from train.common.spreading import prepare_model
 from train.common.task import Task
 
 State = dict[str, dict[str, Any]]
@@ -139,13 +140,24 @@ def plan_state(
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
 ) -> Blueprint:
-    """The `blueprint` of a task under a training config, on the config's mesh."""
+    """The `blueprint` of a task under a training config, on the config's mesh.
+
+    Raises:
+        ValueError: mesh, batches, model and rules do not fit each other.
+    """
+    mesh = config.build_mesh()
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        model = task.build_model(rngs)
+        prepare_model(model, config, None if mesh is None else mesh.shape)
+        return model
+
     return blueprint(
-        task.build_model,
+        build,
         optimizer,
         seed=config.seed,
         ema=config.ema_decay is not None,
-        mesh=config.build_mesh(),
+        mesh=mesh,
         rules=task.rules,
     )
 

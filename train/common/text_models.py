@@ -22,9 +22,21 @@ from attnjax.nn import (
     SinusoidalPositions,
     TransformerConfig,
 )
+from attnjax.sharding.rules import TRANSFORMER
 from train.common.lstm import BiLSTM
 from train.common.tokenise import UNKNOWN_ID
 from train.common.word_embedding import WordEmbedding
+
+RULES = TRANSFORMER.extended(
+    paths=(
+        (r"^embedding\.(tokens|ngrams)$", ("words", "embed")),
+        (r"^reader\.(for|back)wards\.(inputs\.kernel|recurrent)$", ("embed", None)),
+        (r"^output\.kernel$", ("embed", "classes")),
+    ),
+    axes=(("words", None), ("classes", None)),
+)
+"""Where the parameters of a `TextClassifier` belong on a mesh. Vocabularies and classes come from
+the data, in any number, so nothing but fsdp splits what belongs to them."""
 
 _POSITIONS: dict[str, Positions | None] = {
     "relative": RelativeBias(reach=16),

@@ -1,0 +1,57 @@
+"""Spreading a model over a mesh after it was built, and what that asks of its activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from attnjax.nn.options import AttentionOptions
+from attnjax.sharding.partition import Partition
+
+
+def spread(model: nnx.Module, partition: Partition | None) -> int:
+    """Sets the mesh axes that the attention of a model is spread over.
+
+    Every module of the model whose `options` are `AttentionOptions` gets this partition in the
+    place of its own; everything else stays as it is. So one model can be built once, without a
+    mesh, and run on any.
+
+    Args:
+      model: any module; changed in place.
+      partition: the axes; None leaves attention to `jax.jit`.
+
+    Returns:
+      How many modules were set.
+    """
+    found = 0
+    module: Any
+    for _, module in nnx.iter_modules(model):
+        options = getattr(module, "options", None)
+        if isinstance(options, AttentionOptions):
+            module.options = dataclasses.replace(options, partition=partition)
+            found += 1
+    return found
+
+
+def place_sequence(x: Float[Array, "B T F"], partition: Partition | None) -> Float[Array, "B T F"]:
+    """Lays a sequence over the mesh in context: examples and positions split, features whole.
+
+    Parameters that are split would otherwise pull activations along, which makes the compiler
+    exchange them again before each product.
+
+    Args:
+      x: the sequence.
+      partition: the axes; None leaves the sequence as it is.
+
+    Returns:
+      The same values.
+    """
+    if partition is None:
+        return x
+    spec = PartitionSpec(partition.batch, partition.sequence, None)
+    return jax.lax.with_sharding_constraint(x, spec)
