@@ -16,6 +16,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_enable_x64", False)
+# Simulated devices, for tests marked `mesh`; TPU interpreters hang beside several.
+MESH_DEVICES = 8
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("ATTNJAX_TEST_DEVICES", "1")))
 
 # The first example of each shape compiles, so a deadline would only measure the compiler.
 settings.register_profile(
@@ -39,11 +42,13 @@ SHARED_DATA = Path(os.environ.get("ATTNJAX_SHARED_DATA", ROOT.parent / "shared" 
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips a test marked `gpu` or `tpu` where jax does not run on one, and says how to run it."""
+    """Skips a test marked `gpu`, `tpu` or `mesh` where it cannot run, and says how to run it."""
     backend = jax.default_backend()
     for name, platform in (("gpu", "cuda"), ("tpu", "tpu")):
         if item.get_closest_marker(name) and backend != name:
             pytest.skip(f"needs a {name}, jax runs on the {backend}: set JAX_PLATFORMS={platform}")
+    if item.get_closest_marker("mesh") and jax.device_count() < MESH_DEVICES:
+        pytest.skip(f"needs {MESH_DEVICES} devices: set ATTNJAX_TEST_DEVICES={MESH_DEVICES}")
 
 
 def pytest_runtest_teardown() -> None:
