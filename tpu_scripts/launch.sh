@@ -14,7 +14,8 @@ the connection ends; its output is in ~/attnjax/jobs/JOB/log on each host. `pyth
 --run-dir must be on a file system that all hosts share (see setup.sh --prepare).
 
   --job JOB     a name for watch.sh, stop.sh and fetch.sh; new for every launch
-  --restarts N  start it again this often on a host where it ended with a status other than 0 and 2; default 0
+  --restarts N  start it again this often on a host where it failed; default 0. Not after the statuses 2, 3 and 4,
+                with which training says that it would fail again, nor 130 and 143: it was told to stop
   --dry-run     print the commands, run nothing
   --help        this text
 USAGE

@@ -84,7 +84,8 @@ def test_a_repeated_start_starts_nothing(bench):
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "runs"), [(0, 3, 1), (2, 3, 1), (1, 0, 1), (75, 1, 2), (1, 1, 2)]
+    ("code", "restarts", "runs"),
+    [*((code, 3, 1) for code in (0, 2, 3, 4, 130, 143)), (1, 0, 1), (75, 1, 2), (137, 1, 2)],
 )
 def test_restarts(bench, code, restarts, runs):
     start(bench, "sh", "-c", f"echo run >>ran; exit {code}", restarts=restarts)

@@ -152,7 +152,8 @@ SRUN = ["srun", "--kill-on-bad-exit=1", "--open-mode=append"]
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "runs"), [(0, 3, 1), (2, 3, 1), (1, 0, 1), (75, 2, 3)]
+    ("code", "restarts", "runs"),
+    [*((code, 3, 1) for code in (0, 2, 3, 4)), (1, 0, 1), (75, 2, 3), (137, 1, 2), (143, 1, 2)],
 )
 def test_the_batch_script_restarts_the_step(bench, code, restarts, runs):
     done = bench.shell([JOB, "/l/%t", "", str(restarts), "train", *HOSTILE], does=f"exit {code}")

@@ -34,8 +34,8 @@ keep_running() {
       wait "$child" || status=$?
       break
     fi
-    # 2: the command line or the data is wrong, so another attempt would fail alike.
-    ((status != 0 && status != 2 && attempt < restarts)) || break
+    # As in train.launch: done (0), bound to end so again (2, 3, 4), or told to stop, here or on another host (130, 143).
+    [[ $status =~ ^(0|2|3|4|130|143)$ ]] || ((attempt >= restarts)) && break
     echo "attnjax: attempt $((attempt + 1)) ended with status $status; starting again"
     sleep 1
   done

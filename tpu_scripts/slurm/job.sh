@@ -19,8 +19,8 @@ for ((attempt = 0; ; attempt++)); do
     wait "$step" || status=$?
     break
   fi
-  # 2: the command line or the data is wrong, so another attempt would fail alike.
-  ((status != 0 && status != 2 && attempt < restarts)) || break
+  # As in train.launch: done (0), or bound to end so again (2, 3, 4). After a crash srun ends the others, with 143 too.
+  [[ $status =~ ^[0234]$ ]] || ((attempt >= restarts)) && break
   echo "attnjax: attempt $((attempt + 1)) ended with status $status; starting again"
 done
 exit "$status"

@@ -16,7 +16,8 @@ names --distributed or --coordinator: jax takes coordinator and process numbers 
   --gpus-per-node G    GPUs on each
   --time T             time limit, such as 24:00:00; two minutes before it, training is told to save and stop
   --one-process-per W  gpu (default) or node
-  --restarts R         start it again this often when it ends with a status other than 0 and 2; default 0
+  --restarts R         start it again this often when it fails; default 0. Not after the statuses 2, 3 and 4, with
+                       which training says that it would fail again
   --log-dir DIR        where the logs go, one a process; shared by the nodes; default: this folder
   --partition P, --account A, --constraint C, --cpus-per-task C, --mem M
                        as for sbatch
