@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 import attnjax
 from attnjax.masks import Mask
-from attnjax.plan.workload import BATCH, Change, Workload, partition
+from attnjax.plan.workload import BATCH, Change, Workload, attention_flops, partition
 
 _MASKS: dict[str, tuple[Callable[..., Mask], int, int]] = {
     "full": (attnjax.Full, 0, 0),
@@ -92,6 +92,13 @@ class AttentionCall:
             arguments=arrays,
             mesh=mesh,
             settings=dataclasses.asdict(self),
+            attention=lambda: attention_flops(
+                arrays["inputs: q"],
+                arrays["inputs: k"],
+                mask,
+                forward=not self.backward,
+                backward=self.backward,
+            ),
         )
 
     def takes(self, mesh: Mapping[str, int]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from attnjax.plan import hlo
 
@@ -48,7 +48,7 @@ class _Found:
     piece: bool
 
 
-def find(program: hlo.Program, mesh: Mesh) -> list[Collective]:
+def find(program: hlo.Program, mesh: Mesh | AbstractMesh) -> list[Collective]:
     """Finds the collectives of a program.
 
     Args:
@@ -187,9 +187,9 @@ def _linked(edges: list[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(sorted(group))
 
 
-def axes_of(group: tuple[int, ...], mesh: Mesh) -> tuple[str, ...]:
+def axes_of(group: tuple[int, ...], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """Returns the mesh axes along which the places of a group differ."""
-    at = np.array(np.unravel_index(np.array(group), mesh.devices.shape))
+    at = np.array(np.unravel_index(np.array(group), tuple(mesh.shape.values())))
     return tuple(
         name
         for name, places in zip(mesh.axis_names, at, strict=True)

@@ -58,6 +58,8 @@ def compile_for(
     with building_for(target, workload):
         traced = workload.function.trace(*workload.arguments.values())
         flops = count(traced.jaxpr)
+        if workload.attention is not None:
+            flops = dataclasses.replace(flops, kernels=workload.attention(), notes=[])
         lowered = traced.lower()
     with tempfile.TemporaryDirectory() as folder:
         # The text that jax itself would give is read back from a form that libtpu 0.0.52 cannot

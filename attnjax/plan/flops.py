@@ -78,6 +78,8 @@ def _visit_largest(branches: Any, times: int, found: Flops) -> None:
     found.others += times * largest.others
     for note in largest.notes:
         _note(found, note)
+    if any(c.kernels != largest.kernels for c in counts):
+        _note(found, "kernels that a device may skip, by a branch, are counted as if it never did")
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:

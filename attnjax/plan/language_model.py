@@ -18,8 +18,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from attnjax.masks import Causal
 from attnjax.nn import AttentionOptions, Decoder, Rotary, TransformerConfig
-from attnjax.plan.workload import BATCH, Change, Workload, partition
+from attnjax.plan.workload import BATCH, Change, Workload, attention_flops, partition
 from attnjax.sharding.partition import Partition
 from attnjax.sharding.rules import shardings
 
@@ -293,4 +294,19 @@ def make(training: Training, mesh: Mesh) -> Workload:
         },
         mesh=mesh,
         settings=dataclasses.asdict(training),
+        attention=lambda: _attention(training),
     )
+
+
+def _attention(training: Training) -> int:
+    """Counts the operations of the attention of all layers, parts of a batch and recomputations."""
+    size, batch = training.size_of_model, training.batch // training.accumulate
+    q, k = (
+        jax.ShapeDtypeStruct(
+            (batch, training.sequence, heads, size.features // size.heads), jnp.bfloat16
+        )
+        for heads in (size.heads, size.kv_heads)
+    )
+    passes = size.layers * training.accumulate
+    again = 0 if training.remat == "none" else passes
+    return attention_flops(q, k, Causal(), forward=again, backward=passes)

@@ -123,7 +123,7 @@ def fixes(plan: Plan, *, wanted: int = 3, compiles: int = 12, say: Say) -> tuple
         say(f"trying {text}")
         try:
             other = make_plan(request)
-        except ValueError as error:
+        except (ValueError, NotImplementedError, RuntimeError) as error:
             say(f"  not possible: {error}")
             continue
         tried += 1

@@ -15,6 +15,7 @@ import math
 import os
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 from attnjax.bench import cuda_aot
@@ -195,7 +196,12 @@ def _targets() -> dict[str, Target]:
 def _devices(family: str, shape: str, count: int) -> Any:
     if family == "h100":
         if why := cuda_aot.missing():
-            raise RuntimeError(f"h100x{count} needs NVIDIA's compiler: {why}")
+            version = jax.__version__
+            raise RuntimeError(
+                f"h100x{count} needs NVIDIA's compiler ({why}): pip install --no-deps "
+                f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} nvidia-cuda-nvcc "
+                "nvidia-nvjitlink nvidia-cudnn-cu13 nvidia-cublas"
+            )
         return cuda_aot.topology(count).devices
     if importlib.util.find_spec("libtpu") is None:
         raise RuntimeError(f"{family} needs the TPU compiler: pip install libtpu")

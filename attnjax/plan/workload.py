@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from attnjax.api import explain
+from attnjax.masks import Mask
 from attnjax.plan.targets import Target
 from attnjax.sharding.partition import Partition
 
@@ -34,6 +36,8 @@ class Workload:
       mesh: the mesh.
       settings: what was asked for.
       parts: the arguments by kind, where one argument holds several kinds; empty otherwise.
+      attention: counts the operations of all attention, called where kernels are chosen for the
+        target; None leaves it to what the kernels look like.
     """
 
     title: str
@@ -42,6 +46,7 @@ class Workload:
     mesh: Mesh
     settings: Mapping[str, Any]
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attention: Callable[[], int] | None = None
 
 
 class Job(Protocol):
@@ -121,9 +126,22 @@ def make_mesh(target: Target, sizes: Mapping[str, int]) -> Mesh:
     )
 
 
+def attention_flops(q: Any, k: Any, mask: Mask, *, forward: int, backward: int) -> int:
+    """Returns the operations of attention calls, as `attnjax.explain` counts them.
+
+    Args:
+      q: shape of the queries of the whole call.
+      k: that of the keys and values.
+      mask: of known arrays.
+      forward: how many forward passes there are that no backward pass belongs to.
+      backward: how many forward and backward passes there are.
+    """
+    cost = explain(q, k, k, mask=mask).cost
+    return forward * cost.flops_forward + backward * cost.flops_backward
+
+
 def partition(mesh: Mesh, method: str) -> Partition:
     """Returns how attention is spread over a mesh with the axes of `AXES`."""
-
     # A ring of one device would be one all the same; and kernels need every axis to be named.
     whole = mesh.shape["seq"] == 1
     return Partition(
