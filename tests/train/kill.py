@@ -60,12 +60,12 @@ def kill_and_rerun(
     rng = random.Random(seed)
     said = []
     for number in range(kills):
-        before = _checkpoints(run_dir)
+        before = checkpoints(run_dir)
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             if number % 5 != 4:
-                while process.poll() is None and _checkpoints(run_dir) == before:
+                while process.poll() is None and checkpoints(run_dir) == before:
                     time.sleep(0.005)
             time.sleep(rng.random() * longest)
             status = process.poll()
@@ -90,7 +90,13 @@ def last_arrays(run_dir: Path) -> dict[str, bytes]:
     """The bytes, dtypes and shapes of every array of the last checkpoint, by path."""
     steps = sorted(p for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())
     path = steps[-1].resolve() / "state"
-    tree = ocp.load_checkpointables(path, ocp.checkpointables_metadata(path).metadata)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # not where it was saved from
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        ocp.checkpointables_metadata(path).metadata,
+        is_leaf=lambda x: hasattr(x, "dtype"),
+    )
+    tree = ocp.load_checkpointables(path, like)
 
     def encode(x: object) -> bytes:
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -102,7 +108,7 @@ def last_arrays(run_dir: Path) -> dict[str, bytes]:
     return {jax.tree_util.keystr(path): encode(x) for path, x in leaves}
 
 
-def _checkpoints(run_dir: Path) -> list[str]:
+def checkpoints(run_dir: Path) -> list[str]:
     """The names of the whole checkpoints."""
     directory = run_dir / "checkpoints"
     names = (p.name for p in directory.iterdir()) if directory.is_dir() else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from flax import nnx
 
 from train.common.cli import guarded, parse
 from train.common.config import TrainConfig
+from train.common.distributed import is_main
 from train.common.loop import run
 from train.common.task import Batch, Task
 
@@ -54,11 +56,20 @@ class ToyData:
     Args:
         delay: seconds each batch takes, so that a kill finds something to interrupt.
         poison: the step whose batch holds a NaN.
+        record: a directory that gets a file for each process, with the step number and the ids of
+            every training batch, or share of one, that it is given.
     """
 
-    def __init__(self, *, train_size: int = 240, delay: float = 0.0, poison: int | None = None):
+    def __init__(
+        self,
+        *,
+        train_size: int = 240,
+        delay: float = 0.0,
+        poison: int | None = None,
+        record: Path | None = None,
+    ):
         rng = np.random.default_rng(0)
-        self._delay, self._poison = delay, poison
+        self._delay, self._poison, self._record = delay, poison, record
         centres = rng.normal(size=(CLASSES, FEATURES))
         self._splits = {}
         for name, size in (("train", train_size), ("validation", 50), ("test", 50)):
@@ -83,7 +94,15 @@ class ToyData:
             batch = {"x": x[chosen], "y": y[chosen], "id": np.array([f"n{i}" for i in chosen])}
             if step == self._poison:
                 batch["x"] = np.full_like(batch["x"], np.nan)
+            if self._record is not None:
+                self._write_ids(self._record, step, batch["id"])
             yield batch
+
+    def _write_ids(self, directory: Path, step: int, ids: np.ndarray) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"process{jax.process_index()}-pid{os.getpid()}.jsonl"
+        with (directory / name).open("a") as file:
+            file.write(json.dumps({"step": step, "ids": ids.tolist()}) + "\n")
 
     def eval_batches(
         self, split: str, *, batch_size: int, rows: np.ndarray | None = None
@@ -154,6 +173,8 @@ class Config:
     """Seconds each batch takes."""
     poison: int | None = None
     """The step whose batch holds a NaN."""
+    record: Path | None = None
+    """A directory that gets the ids of every training batch."""
     train: TrainConfig = field(default_factory=toy_train)
     """How to train."""
 
@@ -161,9 +182,10 @@ class Config:
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         config = parse(Config, argv, description="Trains the toy task.")
-        task = toy_task(data=ToyData(delay=config.delay, poison=config.poison))
+        data = ToyData(delay=config.delay, poison=config.poison, record=config.record)
+        task = toy_task(data=data)
         result = run(task, config.train, config.run_dir, describe={"task": "toy"})
-        if result is not None:
+        if result is not None and is_main():
             print(json.dumps({"step": result.last_step, "best": result.best_step}))
 
     return guarded(work)

@@ -11,6 +11,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,6 +32,9 @@ _STATUS = re.compile(
 """How messages of jax's runtime begin; it raises some of them as ValueError."""
 _MARGIN_SECONDS = 20
 """How much later than the first missed heartbeat the last process ends, at the most."""
+_LAST_WORDS_SECONDS = 1.0
+"""How long process 0 stays where another one was lost: its own end aborts all that are left, before
+they can say why they end."""
 _BUSY_SECONDS = 3600
 """How long processes that are done wait for one that is alive and still writes its report."""
 
@@ -102,6 +107,9 @@ class DistributedConfig:
             return
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         explicit = self.coordinator is not None
+        late = threading.Timer(self.initialization_timeout, self._say_late)
+        late.daemon = True
+        late.start()
         try:
             jax.distributed.initialize(
                 self.coordinator,
@@ -118,6 +126,8 @@ class DistributedConfig:
                 f"--distributed auto found no cluster here ({error}); give --coordinator HOST:PORT "
                 "--processes N --process-id I"
             ) from error
+        finally:
+            late.cancel()
         sys.excepthook = _crash
         if is_main():
             print(
@@ -126,6 +136,17 @@ class DistributedConfig:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+    def _say_late(self) -> None:
+        """Says in a sentence what jax, which then aborts the process, says in a stack trace."""
+        where = f" at {self.coordinator}" if self.coordinator else ""
+        print(
+            f"not all processes have met{where} within {self.initialization_timeout} seconds; "
+            "ending (--initialization-timeout)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def is_main() -> bool:
@@ -203,7 +224,10 @@ def _crash(
     print(
         f"process {jax.process_index()} of {jax.process_count()} ends with status {CRASHED}: {why}",
         file=sys.stderr,
+        flush=True,
     )
+    if is_lost(error) and is_main():
+        time.sleep(_LAST_WORDS_SECONDS)
     _exit(CRASHED)
 
 
