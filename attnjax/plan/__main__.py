@@ -25,7 +25,8 @@ import jax
 
 from attnjax.plan import report, searching, targets
 from attnjax.plan.attention_call import AttentionCall, parse_shape
-from attnjax.plan.language_model import MODELS, Remat, Training
+from attnjax.plan.language_model import MODELS, Remat
+from attnjax.plan.language_training import Training
 from attnjax.plan.planning import Request, make_plan
 from attnjax.plan.training_run import TrainingRun
 from attnjax.plan.workload import Job, parse_mesh
