@@ -31,6 +31,7 @@ RULES = TRANSFORMER.extended(
     paths=(
         (r"^embedding\.(tokens|ngrams)$", ("words", "embed")),
         (r"^reader\.(for|back)wards\.(inputs\.kernel|recurrent)$", ("embed", None)),
+        (r"^(reader\.(for|back)wards\.inputs|pooling\.hidden|output)\.bias$", (None,)),
         (r"^output\.kernel$", ("embed", "classes")),
     ),
     axes=(("words", None), ("classes", None)),

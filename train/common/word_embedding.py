@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 
@@ -43,11 +44,22 @@ class WordEmbedding(nnx.Module):
                 f"subwords={'None' if subwords is None else 'an array'} and "
                 f"{'no buckets' if self.ngrams is None else 'buckets'}"
             )
-        x = self.tokens[...][ids]
+        x = _whole(self.tokens[...])[ids]
         if subwords is None or self.ngrams is None:
             return x
         count = jnp.sum(subwords > 0, axis=-1, keepdims=True)
-        return x + bag(self.ngrams[...], subwords) / jnp.maximum(count, 1)
+        return x + bag(_whole(self.ngrams[...]), subwords) / jnp.maximum(count, 1)
+
+
+def _whole(table: Array) -> Array:
+    """Has every device of a mesh collect the table before rows are taken from it.
+
+    Rows of a table that is split would come split the same way, for the examples of all devices at
+    once: more memory than the table needs.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return table
+    return jax.lax.with_sharding_constraint(table, PartitionSpec())
 
 
 @jax.custom_vjp
