@@ -162,10 +162,11 @@ class _Rank:
         ended.put(self.number)
 
     def _copy(self, source: IO[bytes], target: TextIO) -> None:
-        for line in source:
-            # One write for each line, or the lines of two processes would mix.
-            target.write(f"[{self.number}] {line.decode(errors='replace').rstrip()}\n")
-            target.flush()
+        with source:
+            for line in source:
+                # One write for each line, or the lines of two processes would mix.
+                target.write(f"[{self.number}] {line.decode(errors='replace').rstrip()}\n")
+                target.flush()
 
 
 class _Forwarding:

@@ -42,6 +42,8 @@ class Kill:
     """Until the last of the others had ended."""
     latest: int | None
     """The step of the last complete checkpoint then."""
+    early: bool
+    """Whether it was killed soon after its start, maybe before it said where it goes on from."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,8 @@ class Ended:
     """A run of several processes that came to its end."""
 
     kills: tuple[Kill, ...]
-    resumed: tuple[int, ...]
-    """The steps that restarts went on from."""
-    stderr: str
+    resumed: tuple[int | None, ...]
+    """The step that each attempt went on from; None where it said nothing of one."""
 
 
 def toy(run_dir: Path, *, steps: int, every: int, delay: float = 0.0) -> list[str]:
@@ -110,8 +111,8 @@ def run_and_kill(
     done = []
     for number in range(kills):
         pids = attempts.get(timeout=60)
-        before = checkpoints(run_dir)
-        while number % 5 != 4 and checkpoints(run_dir) == before and process.poll() is None:
+        before, early = checkpoints(run_dir), number % 5 == 4
+        while not early and checkpoints(run_dir) == before and process.poll() is None:
             time.sleep(0.005)
         time.sleep(rng.random() * longest)
         rank = rng.randrange(len(pids))
@@ -125,14 +126,17 @@ def run_and_kill(
             time.sleep(0.01)
         seconds = time.monotonic() - start
         saved = checkpoints(run_dir)
-        done.append(Kill(rank, seconds, int(saved[-1]) if saved else None))
+        done.append(Kill(rank, seconds, int(saved[-1]) if saved else None, early))
     status = process.wait(timeout=300)
     reader.join()
     stderr = "".join(lines)
     if status != 0:
         raise RuntimeError(f"{command} ended with {status}: {stderr[-3000:]}")
-    resumed = re.findall(r"resuming from the checkpoint of step (\d+)", stderr)
-    return Ended(tuple(done), tuple(map(int, resumed)), stderr)
+    said = [
+        re.search(r"resuming from the checkpoint of step (\d+)", text)
+        for text in stderr.split("[launch] attempt ")[1:]
+    ]
+    return Ended(tuple(done), tuple(int(found[1]) if found else None for found in said))
 
 
 def check_ids(run_dir: Path, alone: Path, *, processes: int, steps: int, resumed: set[int]) -> None:
@@ -212,10 +216,15 @@ def check(
     ended = run_and_kill(command, killed, kills=kills, longest=1.0, seed=1)
     for kill in ended.kills:
         assert kill.seconds < STOP_SECONDS, kill
-    assert list(ended.resumed) == [kill.latest for kill in ended.kills if kill.latest]
+    assert len(ended.resumed) == kills + 1
+    for number, (kill, resumed) in enumerate(zip(ended.kills, ended.resumed[1:], strict=True), 1):
+        silent = resumed is None and number < kills and ended.kills[number].early
+        assert silent or resumed == kill.latest, (kill, resumed)
     assert undisturbed.wait(timeout=300) == 0
     assert_same(killed, alone)
-    check_ids(killed, alone, processes=processes, steps=steps, resumed={0, *ended.resumed})
+    check_ids(
+        killed, alone, processes=processes, steps=steps, resumed={0, *filter(None, ended.resumed)}
+    )
     return ended
 
 
