@@ -181,6 +181,13 @@ def make_encoder(config: Config, data: LabelledText) -> TextEncoder:
     return TextEncoder(tokeniser, config.subwords)
 
 
+def prepare(argv: Sequence[str]) -> tuple[Task, TrainConfig]:
+    """What a command line would train, and how; for `python -m attnjax.plan`."""
+    config = cli.parse(Config, argv, description=__doc__)
+    data = config.data.load()
+    return make_task(config, data, make_encoder(config, data)), config.train
+
+
 def train(config: Config) -> None:
     """Loads the data, trains with each seed, prints the results beside the baseline's."""
     config.train.distributed.start()

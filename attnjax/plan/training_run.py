@@ -69,14 +69,7 @@ class TrainingRun:
         config, data = self.config, self.task.data
         total = config.total_steps(data.train_size)
         optimizer = config.optim.build(total)
-        start = state.blueprint(
-            self.task.build_model,
-            optimizer,
-            seed=config.seed,
-            ema=config.ema_decay is not None,
-            mesh=mesh,
-            rules=self.task.rules,
-        )
+        start = state.plan_state(self.task, optimizer, config, mesh)
         schedule = config.optim.schedule.build(config.optim.learning_rate, total)
         batches = data.train_batches(batch_size=config.batch_size, seed=config.seed, start_step=0)
         batch = {
@@ -94,6 +87,7 @@ class TrainingRun:
             settings={
                 "batch": config.batch_size,
                 "accumulate": config.accumulate,
+                "remat": config.remat,
                 "options": " ".join(self.options) or "none",
             },
             parts={
@@ -134,7 +128,11 @@ class TrainingRun:
         return f"--train.batch-size {self.config.batch_size}"
 
     def changes(self, mesh: Mapping[str, int]) -> Iterator[Change]:
-        """Yields more accumulation, which needs less memory for the same batch."""
+        """Yields what needs less memory for the same batch: remat and accumulation."""
+        levels = ("none", "dots", "full")
+        for remat in levels[levels.index(self.config.remat) + 1 :]:
+            config = dataclasses.replace(self.config, remat=remat)
+            yield "remat", f"--train.remat {remat}", dataclasses.replace(self, config=config)
         parts = 2 * self.config.accumulate
         while self.config.batch_size % parts == 0 and parts <= 32 * self.config.accumulate:
             config = dataclasses.replace(self.config, accumulate=parts)

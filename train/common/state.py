@@ -139,13 +139,20 @@ def plan_state(
     task: Task,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
+    mesh: Mesh | None = None,
 ) -> Blueprint:
-    """The `blueprint` of a task under a training config, on the config's mesh.
+    """The `blueprint` of a task under a training config.
+
+    Args:
+        task: what is trained.
+        optimizer: what will update the parameters.
+        config: how.
+        mesh: instead of the config's, which is over the devices at hand.
 
     Raises:
         ValueError: mesh, batches, model and rules do not fit each other.
     """
-    mesh = config.build_mesh()
+    mesh = config.build_mesh() if mesh is None else mesh
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         model = task.build_model(rngs)
