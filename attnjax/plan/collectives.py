@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,7 @@ class Collective:
     Attributes:
       kind: `all-gather`, `reduce-scatter`, `all-reduce`, `all-to-all` or `collective-permute`.
       axes: the mesh axes along which it goes; empty if that is not known.
-      devices: how many devices exchange with each other.
+      devices: how many devices there are along these axes.
       count: how often it happens in a step.
       bytes: what each device sends in all of them.
       overlaps: whether the schedule puts matrix products or a kernel between its start and its end,
@@ -73,7 +74,9 @@ def find(program: hlo.Program, mesh: Mesh | AbstractMesh) -> list[Collective]:
             sent = _sent(found.kind, found.size, len(group))
             if len(group) == 1 or not sent:
                 continue
-            key = (found.kind, axes_of(group, mesh), len(group), found.overlaps, group)
+            axes = axes_of(group, mesh)
+            size = math.prod(mesh.shape[axis] for axis in axes)
+            key = (found.kind, axes, size, found.overlaps, group)
             total = sums.setdefault(key, [0, 0])
             total[0] += count
             total[1] += count * sent

@@ -177,9 +177,13 @@ def _instruction(name: str, text: str) -> Instruction:
     opcode, _, text = text.strip().partition("(")
     inside, rest = _split("(" + text)
     operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    # A constant's value stands where others have operands.
+    # A constant's value and a parameter's number stand where others have operands.
     return Instruction(
-        name, shape, opcode, operands, inside + rest if opcode == "constant" else rest
+        name,
+        shape,
+        opcode,
+        operands,
+        inside + rest if opcode in ("constant", "parameter") else rest,
     )
 
 

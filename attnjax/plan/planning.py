@@ -12,6 +12,7 @@ from attnjax.plan import collectives, roofline
 from attnjax.plan.compiling import compile_for
 from attnjax.plan.memory import Memory
 from attnjax.plan.targets import Target
+from attnjax.plan.traffic import traffic
 from attnjax.plan.workload import Job, make_mesh
 
 UNKNOWN = (
@@ -102,7 +103,11 @@ def make_plan(request: Request) -> Plan:
     else:
         found = collectives.find(compiled.program, mesh)
         bound = roofline.roofline(
-            request.target, mesh, compiled.flops.total, compiled.memory, found
+            request.target,
+            mesh,
+            flops=compiled.flops.total,
+            moved=traffic(compiled.program),
+            collectives=found,
         )
         if unknown := compiled.program.times()[1]:
             notes.append(

@@ -6,7 +6,6 @@ import pytest
 
 from attnjax.plan import roofline, targets
 from attnjax.plan.collectives import Collective
-from attnjax.plan.memory import Memory
 
 
 def _mesh(name):
@@ -54,13 +53,18 @@ def test_bandwidth_of_groups(name, kind, group, gigabytes):
 
 def test_bounds():
     target, mesh = _mesh("v5e-4")
-    memory = Memory({"parameters": 819 * 10**6, "inputs": 0, "temporaries": 10**9}, 0, True)
     hidden = Collective("all-gather", ("fsdp",), 2, 1, 10**8, True, (0, 1))
     exposed = Collective("all-reduce", ("fsdp",), 2, 1, 2 * 10**8, False, (0, 1))
-    found = roofline.roofline(target, mesh, 4 * 197 * 10**9, memory, [hidden, exposed])
+    found = roofline.roofline(
+        target,
+        mesh,
+        flops=4 * 197 * 10**9,
+        moved=1638 * 10**6,
+        collectives=[hidden, exposed],
+    )
     assert found.compute == pytest.approx(1e-3)
     assert found.hbm == pytest.approx(2e-3)
     assert (found.network, found.exposed) == pytest.approx((6e-3, 4e-3))
     assert (found.least, found.bound) == (pytest.approx(6e-3), "network")
-    # Compute and memory one after the other hide the collective that overlaps.
-    assert found.total == pytest.approx(7e-3)
+    assert found.scheduled == pytest.approx(2e-3 + 4e-3)
+    assert found.total == pytest.approx(9e-3)
