@@ -1,0 +1,277 @@
+"""Training on eight simulated devices: the losses of one device, and no device that holds it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from tests.train.mesh_task import (
+    BATCH,
+    MODEL,
+    RULES,
+    STEPS,
+    language_task,
+    language_train,
+    losses,
+    prepare,
+)
+from tests.train.test_checkpoint import same_bits
+from train.common.checkpoint import Checkpoints
+from train.common.config import TrainConfig
+from train.common.loop import run
+from train.common.mesh import AXES, build_mesh
+from train.common.metrics import read_history
+from train.common.optim import OptimConfig
+from train.common.signals import Interrupted
+from train.common.state import blueprint
+from train.common.step import on_device
+from train.common.task import Task
+
+pytestmark = pytest.mark.mesh
+
+EIGHT = [f"{axis}=8" for axis in AXES]
+TWO_BY_FOUR = [f"{two}=2,{four}=4" for two, four in itertools.permutations(AXES, 2)]
+CUBES = [",".join(f"{axis}=2" for axis in axes) for axes in itertools.combinations(AXES, 3)]
+
+
+@lru_cache
+def on_one_device(layers: int, accumulate: int = 1) -> np.ndarray:
+    return losses(language_train(accumulate=accumulate), language_task(num_layers=layers))
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=2,model=2,seq=2", "data=2,fsdp=4"])
+def test_the_losses_of_one_device(mesh: str) -> None:
+    found = losses(language_train(mesh=mesh), language_task())
+    np.testing.assert_allclose(found, on_one_device(1), rtol=1e-5)
+    assert found[-1] < found[0] - 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", EIGHT + TWO_BY_FOUR + CUBES)
+def test_the_losses_of_one_device_in_every_assignment(mesh: str) -> None:
+    found = losses(language_train(mesh=mesh), language_task(num_layers=2))
+    np.testing.assert_allclose(found, on_one_device(2), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ulysses", "allgather"])
+def test_the_other_ways_to_split_a_sequence(method: str) -> None:
+    config = language_train(mesh="model=2,seq=4", sequence_method=method)
+    np.testing.assert_allclose(losses(config, language_task()), on_one_device(1), rtol=1e-5)
+
+
+def test_accumulation_and_rematerialisation_on_a_mesh() -> None:
+    config = language_train(mesh="data=2,model=2,seq=2", accumulate=4, remat="full")
+    task = language_task(scan_layers=True, num_layers=2)
+    wanted = losses(language_train(accumulate=4), task, steps=4)
+    np.testing.assert_allclose(losses(config, task, steps=4), wanted, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_rematerialisation_saves_memory(remat: str, scan: bool) -> None:
+    task = language_task(scan_layers=scan, num_layers=6)
+    memory = {}
+    for name in ("none", remat):
+        config = language_train(mesh="data=8", remat=name)
+        step, start = prepare(config, task)
+        batch = next(task.data.train_batches(batch_size=BATCH, seed=0, start_step=0))
+        compiled = step.lower(start.like, on_device(batch, start.layout)).compile()
+        memory[name] = compiled.memory_analysis().temp_size_in_bytes
+    assert memory[remat] < 0.8 * memory["none"], memory
+
+
+def test_the_state_is_never_whole_on_one_device() -> None:
+    """Neither before the first step nor after it, nor while it is made."""
+    wide = {"features": 256, "hidden": 1024, "scan_layers": True}
+    step, start = prepare(language_train(mesh="fsdp=4,model=2"), language_task(**wide))
+    compiled = start.make.lower().compile()
+    kernel = start.like["model"]["params"]["decoder"]["stack"]["layers"]["feed_forward"]["up"]
+    assert kernel["kernel"].sharding.spec == P(None, "fsdp", "model")
+    assert "f32[1,64,512]" in compiled.as_text()
+    assert "[1,256,1024]" not in compiled.as_text()
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(start.like))
+    memory = compiled.memory_analysis()
+    assert memory.output_size_in_bytes < 1.1 * whole / 8
+    assert memory.temp_size_in_bytes < whole / 8
+    state = start.make()
+    batch = next(language_task().data.train_batches(batch_size=BATCH, seed=0, start_step=0))
+    after, _ = step(state, on_device(batch, start.layout))
+    assert state["model"]["params"]["embed"]["embedding"].is_deleted()
+    for x, like in zip(jax.tree.leaves(after), jax.tree.leaves(start.like), strict=True):
+        assert x.sharding == like.sharding
+    moment = after["optimizer"]["opt_state"][1].mu["decoder"]["stack"]["layers"]["feed_forward"]
+    assert moment["up"]["kernel"].sharding.spec == P(None, "fsdp", "model")
+    assert {s.data.shape for s in moment["up"]["kernel"].addressable_shards} == {(1, 64, 512)}
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon", "adamw"])
+def test_what_optimisers_keep_lies_beside_the_parameters(name: str) -> None:
+    config = language_train(mesh="fsdp=4,model=2", optim=OptimConfig(name=name), ema_decay=0.9)
+    _, start = prepare(config, language_task(features=256, hidden=1024))
+    up = (256, 1024)
+    for _, x in jax.tree_util.tree_leaves_with_path(start.like):
+        if x.shape == up:
+            assert x.sharding.spec == P("fsdp", "model")
+        elif x.shape == up[::-1]:
+            assert x.sharding.spec == P("model", "fsdp")
+    shapes = [x.shape for x in jax.tree.leaves(start.like["optimizer"])]
+    assert (up in shapes) == (name != "adafactor")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A checkpoint of a state that lay on eight devices, and the state on the host."""
+    run_dir = tmp_path_factory.mktemp("saved")
+    state = start_on("fsdp=4,model=2", 8).make()
+    checkpoints = Checkpoints(run_dir, keep=1, say=pytest.fail)
+    checkpoints.save(7, state, {}, best=None)
+    checkpoints.close()
+    return run_dir, jax.tree.map(host, state)
+
+
+def host(x: jax.Array) -> np.ndarray:
+    keys = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if keys else x)
+
+
+def start_on(mesh: str | None, devices: int):
+    return blueprint(
+        language_task().build_model,
+        OptimConfig().build(STEPS),
+        seed=3,
+        ema=True,
+        mesh=None if mesh is None else build_mesh(mesh, jax.devices()[:devices]),
+        rules=RULES,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices"),
+    [("data=2,fsdp=4", 8), ("fsdp=2,model=2", 4), ("model=4", 4), ("fsdp=1", 1), (None, 1)],
+)
+def test_a_checkpoint_fits_any_mesh(
+    mesh: str | None, devices: int, saved: tuple[Path, dict]
+) -> None:
+    run_dir, wanted = saved
+    like = start_on(mesh, devices).like
+    checkpoints = Checkpoints(run_dir, keep=1, say=pytest.fail)
+    restored = checkpoints.restore(like)
+    checkpoints.close()
+    assert restored is not None and restored.step == 7
+    for x, place in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True):
+        assert x.sharding.is_equivalent_to(place.sharding, x.ndim)
+        assert len(x.sharding.device_set) == devices
+    same_bits(jax.tree.map(host, restored.state), wanted)
+
+
+class Stopping:
+    """The task's data, with a signal while batch number `step` is made."""
+
+    def __init__(self, step: int):
+        self._data, self._step = language_task().data, step
+        self.fingerprint, self.train_size = self._data.fingerprint, self._data.train_size
+        self.eval_batches = self._data.eval_batches
+
+    def train_batches(self, *, start_step: int, **options: object):
+        import signal
+
+        for step, batch in enumerate(
+            self._data.train_batches(start_step=start_step, **options), start_step + 1
+        ):
+            if step == self._step:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+
+def train(run_dir: Path, task: Task, mesh: str | None):
+    config = language_train(mesh=mesh, steps=8, eval_every=8, ema_decay=0.9)
+    return run(task, config, run_dir, describe={})
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path: Path) -> None:
+    for stop, mesh in ((3, "fsdp=4,model=2"), (6, None)):
+        with pytest.raises(Interrupted, match=f"at step {stop} of 8"):
+            train(
+                tmp_path / "moved", dataclasses.replace(language_task(), data=Stopping(stop)), mesh
+            )
+    result = train(tmp_path / "moved", language_task(), "data=4,seq=2")
+    calm = train(tmp_path / "calm", language_task(), None)
+    found, wanted = (
+        [row["loss"] for row in read_history(r.history) if row["kind"] == "train"]
+        for r in (result, calm)
+    )
+    assert len(found) == 8
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert result.final_metrics == calm.final_metrics
+    assert result.evaluate("validation", "last") == result.final_metrics
+    logits = (r.model("last")(jnp.zeros((1, 5), jnp.int32)) for r in (result, calm))
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
+    sessions = json.loads((tmp_path / "moved" / "manifest.json").read_text())["sessions"]
+    assert [s["mesh"] for s in sessions] == [
+        {"data": 1, "fsdp": 4, "model": 2, "seq": 1},
+        None,
+        {"data": 4, "fsdp": 1, "model": 1, "seq": 2},
+    ]
+    assert {s["devices"]["count"] for s in sessions} == {8}
+
+
+def test_a_dry_run_says_what_each_device_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    config = language_train(mesh="data=2,fsdp=2,model=2", dry_run=True)
+    assert run(language_task(), config, Path("nowhere"), describe={}) is None
+    said = capsys.readouterr().out
+    assert "Mesh: data=2, fsdp=2, model=2, seq=1: 8 devices" in said
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in said.splitlines() if line}
+    assert lines["ids"] == "[16, 32] int32 [4, 32] on each device: data+fsdp"
+    assert lines["decoder.stack.layers.0.feed_forward.up.kernel"] == (
+        "[32, 128] float32 [16, 64] on each device: fsdp model"
+    )
+    assert lines["decoder.stack.layers.0.attention.out.kernel"] == (
+        "[8, 4, 32] float32 [4, 4, 16] on each device: model . fsdp"
+    )
+    whole, one = (float(x) for x in lines["params"].split()[::2])
+    assert one < whole / 3.5
+
+
+class Perceptron(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(6, 64, rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "message"),
+    [
+        ({"mesh": "data=3"}, {}, "is for 3 devices, jax has 8"),
+        ({"mesh": "data=8", "batch_size": 12}, {}, "batch_size must be a multiple of the 8 ways"),
+        ({"mesh": "model=8"}, {"num_heads": 4}, r"query\.kernel .*\(heads, 4\) .* model=8"),
+        ({"mesh": "data=4,seq=2"}, {"build_model": Perceptron}, "seq=2 splits sequences inside"),
+        ({"mesh": "fsdp=8"}, {"build_model": Perceptron}, r"layer\.kernel \[6, 64\]: no rule"),
+        ({"remat": "full"}, {"build_model": Perceptron}, "this model has none; leave it at none"),
+    ],
+)
+def test_what_does_not_fit(changes: dict, task: dict, message: str) -> None:
+    sizes = {name: x for name, x in task.items() if hasattr(MODEL, name)}
+    given = {name: x for name, x in task.items() if name not in sizes}
+    made = dataclasses.replace(language_task(**sizes), **given)
+    with pytest.raises(ValueError, match=message):
+        prepare(language_train(**changes), made)
+
+
+def test_a_sequence_that_does_not_divide() -> None:
+    config: TrainConfig = language_train(mesh="seq=8")
+    step, start = prepare(config, language_task())
+    batch = next(language_task().data.train_batches(batch_size=BATCH, seed=0, start_step=0))
+    short = {name: x[:, :30] for name, x in batch.items()}
+    with pytest.raises(ValueError, match="T=30 does not divide over the mesh axis 'seq' of size 8"):
+        step.lower(start.like, on_device(short, start.layout))
