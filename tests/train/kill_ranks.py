@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,44 +95,40 @@ def run_and_kill(
     Raises:
         RuntimeError: the run ended too early, or with an error.
     """
-    rng, lines = random.Random(seed), []
+    rng, lines, done = random.Random(seed), [], []
     attempts: queue.Queue[list[int]] = queue.Queue()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    ) as launcher:
 
-    def read() -> None:
-        for line in process.stderr or ():
-            lines.append(line)
-            if found := re.match(r"\[launch\] attempt \d+: \d+ processes \(([\d ]+)\)", line):
-                attempts.put([int(pid) for pid in found[1].split()])
+        def read() -> None:
+            for line in launcher.stderr or ():
+                lines.append(line)
+                if found := re.match(r"\[launch\] attempt \d+: \d+ processes \(([\d ]+)\)", line):
+                    attempts.put([int(pid) for pid in found[1].split()])
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    done = []
-    for number in range(kills):
-        pids = attempts.get(timeout=60)
-        before, early = checkpoints(run_dir), number % 5 == 4
-        while not early and checkpoints(run_dir) == before and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(rng.random() * longest)
-        rank = rng.randrange(len(pids))
-        try:
-            os.kill(pids[rank], signal.SIGKILL)
-        except ProcessLookupError as error:
-            said = "".join(lines)[-3000:]
-            raise RuntimeError(f"only {number} of {kills} kills met a process: {said}") from error
-        start = time.monotonic()
-        while any(map(_runs, pids)) and time.monotonic() < start + 100:
-            time.sleep(0.01)
-        seconds = time.monotonic() - start
-        saved = checkpoints(run_dir)
-        done.append(Kill(rank, seconds, int(saved[-1]) if saved else None, early))
-    status = process.wait(timeout=300)
-    reader.join()
+        reader = threading.Thread(target=read)
+        reader.start()
+        for number in range(kills):
+            pids = attempts.get(timeout=120)
+            before, early = checkpoints(run_dir), number % 5 == 4
+            while not early and checkpoints(run_dir) == before and launcher.poll() is None:
+                time.sleep(0.005)
+            time.sleep(rng.random() * longest)
+            rank = rng.randrange(len(pids))
+            with suppress(ProcessLookupError):  # where it has come to its end, too few are killed
+                os.kill(pids[rank], signal.SIGKILL)
+                seconds = _seconds_to_end(pids)
+                saved = checkpoints(run_dir)
+                done.append(Kill(rank, seconds, int(saved[-1]) if saved else None, early))
+        status = launcher.wait(timeout=300)
+        reader.join()
     stderr = "".join(lines)
-    if status != 0:
-        raise RuntimeError(f"{command} ended with {status}: {stderr[-3000:]}")
+    if status != 0 or len(done) < kills:
+        raise RuntimeError(
+            f"{len(done)} of {kills} kills met a process; the last ended with {status}: "
+            f"{stderr[-3000:]}"
+        )
     said = [
         re.search(r"resuming from the checkpoint of step (\d+)", text)
         for text in stderr.split("[launch] attempt ")[1:]
@@ -183,16 +180,31 @@ def _recorded(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _seconds_to_end(pids: Sequence[int]) -> float:
+    """Waits until none of some processes is left; gives up after a time that is too long."""
+
+    def runs(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    start = time.monotonic()
+    while any(map(runs, pids)) and time.monotonic() < start + 100:
+        time.sleep(0.01)
+    return time.monotonic() - start
 
 
 def check(
-    directory: Path, *, processes: int, kills: int, steps: int, every: int, delay: float
+    directory: Path,
+    *,
+    processes: int,
+    kills: int,
+    steps: int,
+    every: int,
+    delay: float,
+    longest: float = 1.0,
 ) -> Ended:
     """Everything that this module's docstring says.
 
@@ -203,6 +215,7 @@ def check(
         steps: of each run.
         every: steps between checkpoints.
         delay: seconds that each batch takes in the run that is killed.
+        longest: the most seconds from an attempt's first checkpoint to the kill.
     """
     killed, alone = directory / "killed", directory / "alone"
     # One process whose devices talk through gloo, too, and so add up in the same order.
@@ -213,7 +226,7 @@ def check(
     command = launched(
         toy(killed, steps=steps, every=every, delay=delay), processes, restarts=kills
     )
-    ended = run_and_kill(command, killed, kills=kills, longest=1.0, seed=1)
+    ended = run_and_kill(command, killed, kills=kills, longest=longest, seed=1)
     for kill in ended.kills:
         assert kill.seconds < STOP_SECONDS, kill
     assert len(ended.resumed) == kills + 1

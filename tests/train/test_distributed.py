@@ -1,0 +1,121 @@
+"""Several real processes: one run, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.train.kill import last_arrays
+from tests.train.kill_ranks import assert_same, check, launched, toy, without_times
+from tests.train.toy import toy_train
+from train.common import distributed
+from train.common.distributed import DistributedConfig, broadcast, is_lost, same_everywhere
+from train.common.rundir import decisive, run_config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"processes": 2}, "go together, got None, 2 and None"),
+        ({"coordinator": "a:1", "processes": 2}, "go together, got a:1, 2 and None"),
+        ({"mode": "auto", "processes": 2}, "not both"),
+        ({"coordinator": "a", "processes": 2, "process_id": 0}, "HOST:PORT, got 'a'"),
+        ({"coordinator": "a:0", "processes": 2, "process_id": 0}, "HOST:PORT, got 'a:0'"),
+        ({"coordinator": ":1", "processes": 2, "process_id": 0}, "HOST:PORT, got ':1'"),
+        ({"coordinator": "a:1", "processes": 2, "process_id": 2}, "from 0 to 1 .* got 2"),
+        ({"coordinator": "a:1", "processes": 2, "process_id": -1}, "from 0 to 1 .* got -1"),
+        ({"heartbeat_timeout": 0}, "heartbeat_timeout must be at least 1 second, got 0"),
+        ({"initialization_timeout": 0}, "initialization_timeout must be at least 1 second"),
+    ],
+)
+def test_bad_fields(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistributedConfig(**fields)
+
+
+def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = sys.excepthook
+    DistributedConfig().start()
+    assert sys.excepthook is hook and not jax.distributed.is_initialized()
+    value = {"a": [1.0, None]}
+    assert broadcast(value) is value
+    same_everywhere("things", value)
+    assert distributed.leave(3) == 3
+    assert not is_lost(ValueError("UNAVAILABLE: gone"))
+
+
+def test_who_trains_where_is_not_part_of_the_config_of_a_run() -> None:
+    some = DistributedConfig(coordinator="a:1", processes=4, process_id=3)
+    one, other = (
+        decisive(run_config(toy_train(distributed=config), {"task": "toy"}))
+        for config in (DistributedConfig(), some)
+    )
+    assert one == other and "train.batch_size" in one
+
+
+def test_two_processes_survive_a_kill(tmp_path: Path) -> None:
+    """One kill -9: the other ends, both start again, to the bits and ids of one process."""
+    ended = check(tmp_path, processes=2, kills=1, steps=24, every=4, delay=0.05, longest=0.3)
+    assert ended.kills[0].latest
+
+
+@pytest.mark.slow
+def test_four_processes_survive_ten_kills(tmp_path: Path) -> None:
+    check(tmp_path, processes=4, kills=10, steps=200, every=5, delay=0.05)
+    calm = tmp_path / "calm"
+    subprocess.run(launched(toy(calm, steps=200, every=5), 4), check=True)
+    assert_same(tmp_path / "killed", calm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_at_one_step(signum: int, tmp_path: Path) -> None:
+    """Two go on from there: another number of processes, the same examples."""
+    run_dir, calm = tmp_path / "run", tmp_path / "calm"
+    command = launched(toy(run_dir, steps=60, every=10, delay=0.1), 4)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as launcher:
+        first = next(line for line in launcher.stderr if "attempt 1" in line)
+        pids = [int(pid) for pid in re.search(r"\(([\d ]+)\)", first)[1].split()]
+        while not (run_dir / "checkpoints" / "00000010").is_dir():
+            time.sleep(0.01)
+        subprocess.run(["kill", f"-{int(signum)}", str(pids[2])], check=True)
+        said = first + launcher.stderr.read()
+    assert launcher.returncode - 128 in (signum, signal.SIGTERM), said
+    steps = re.findall(r"stopped by signal \d+ at step (\d+) of 60; saved", said)
+    assert len(steps) == 4 and len(set(steps)) == 1, said
+    subprocess.run(launched(toy(calm, steps=60, every=10), 4), check=True)
+    done = subprocess.run(
+        launched(toy(run_dir, steps=60, every=10), 2), capture_output=True, text=True, check=True
+    )
+    assert f"resuming from the checkpoint of step {steps[0]} of 60" in done.stderr
+    assert last_arrays(run_dir).keys() == last_arrays(calm).keys()
+    for row, other in zip(without_times(run_dir), without_times(calm), strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_with_different_configs_do_not_train(tmp_path: Path) -> None:
+    script = 'exec "$@" --train.seed "${!#}"'  # the last argument: the process's number
+    command = ["bash", "-c", script, "bash", *toy(tmp_path / "run", steps=5, every=5)]
+    done = subprocess.run(launched(command, 2), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "must have the same config and data; process 1 has train.seed=1, not 0" in done.stderr
+    assert done.stderr.count("[launch] attempt") == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_is_missing_is_not_waited_for_forever(tmp_path: Path) -> None:
+    where = ["--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "1"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [*toy(tmp_path, steps=5, every=5), *where], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0 and time.monotonic() - start < 60
+    assert "not all processes have met at 127.0.0.1:1 within 10 seconds" in done.stderr
