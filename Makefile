@@ -8,7 +8,9 @@ DEMO_DIR ?= runs/demo
 DEMO_ARGS ?= --data builtin --model bilstm_attention
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=attnjax --cov-fail-under=90
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=attnjax
+# Tests over a mesh run by themselves: several simulated devices slow the others down.
+MESH := ATTNJAX_TEST_DEVICES=8 $(PYTEST) --cov-append --cov-fail-under=90
 SHELL_FILES := .ci/run $(shell find tpu_scripts -name '*.sh')
 comma := ,
 
@@ -24,10 +26,12 @@ demo: $(VENV)/.extras-train  ## Train the builtin text classification; compare w
 	$(BIN)/python -m train.text_classification $(DEMO_ARGS) --run-dir $(DEMO_DIR)
 
 test: $(VENV)/.extras-train+test  ## Run the tests that take less than minutes, with coverage.
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not mesh" --cov-report= $(PYTEST_ARGS)
+	$(MESH) -m "not slow and mesh" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.extras-train+test $(VENV)-peers/.extras-test+peers  ## Run every test, with 500 drawn cases each, and the peers' suites.
-	HYPOTHESIS_PROFILE=full $(PYTEST) $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=full $(PYTEST) -m "not mesh" --cov-report= $(PYTEST_ARGS)
+	$(MESH) -m mesh $(PYTEST_ARGS)
 	$(VENV)-peers/bin/python -m pytest -n $(JOBS) tests/peers $(PYTEST_ARGS)
 
 bench: $(VENV)/.extras-train+test  ## Measure speed, memory and block classification on this CPU.

@@ -19,6 +19,8 @@ from attnjax.ops.softmax.problem import Problem
 from attnjax.scores import Declared, ScoreMod
 from attnjax.scores.positional import RelativeBias
 
+Windows = Mapping[str, tuple[Array | int, int]]
+
 # Shape of the tile on which functions of the caller are traced to find what they capture.
 _TILE = (1, 1, 1, 1, 1)
 
@@ -38,9 +40,7 @@ class Pieces:
     axes: tuple[str, ...]
     rebuild: Callable[[Sequence[Array]], Problem]
 
-    def part(
-        self, arrays: Sequence[Array], windows: Mapping[str, tuple[Array | int, int]]
-    ) -> list[Array]:
+    def part(self, arrays: Sequence[Array], windows: Windows) -> list[Array]:
         """Cuts arrays along axes, by the start and the length that belong to each letter."""
         found = []
         for x, axes in zip(arrays, self.axes, strict=True):
@@ -49,6 +49,18 @@ class Pieces:
                     x = jax.lax.dynamic_slice_in_dim(x, *windows[letter], axis=axis)
             found.append(x)
         return found
+
+    def add(
+        self,
+        totals: Sequence[Array | None],
+        parts: Mapping[int, Array],
+        windows: Windows,
+    ) -> list[Array | None]:
+        """Adds cotangents of `part`'s arrays, by their numbers, to totals of the whole."""
+        return [
+            x if x is None or n not in parts else _add(x, parts[n], [windows.get(a) for a in axes])
+            for n, (x, axes) in enumerate(zip(totals, self.axes, strict=True))
+        ]
 
 
 def take_apart(problem: Problem) -> Pieces:
@@ -113,6 +125,12 @@ def take_apart(problem: Problem) -> Pieces:
 
 def _is_array(x: object) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _add(total: Array, part: Array, windows: Sequence[tuple[Array | int, int] | None]) -> Array:
+    starts = [0 if w is None else w[0] for w in windows]
+    old = jax.lax.dynamic_slice(total, starts, part.shape)
+    return jax.lax.dynamic_update_slice(total, old + part.astype(total.dtype), starts)
 
 
 def _is_key(x: Any) -> bool:

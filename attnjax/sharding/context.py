@@ -203,8 +203,11 @@ class _Device:
         """Computes this device's queries while keys and values travel."""
         size, names = self.problem.sizes, self.found.sequence
         arrays[1:3] = (self.order.scatter(x, 1, names) for x in arrays[1:3])
+        axes = tuple(
+            a.replace("S", ".") if n in (1, 2) else a for n, a in enumerate(self.pieces.axes)
+        )
         ring = Ring(
-            self.pieces,
+            dataclasses.replace(self.pieces, axes=axes),
             names,
             self.order,
             size["T"],

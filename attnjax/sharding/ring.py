@@ -1,8 +1,8 @@
 """Ring attention: keys and values travel from device to device, each computing what it holds.
 
-Runs inside `jax.shard_map`. The backward pass sends keys and values around a second time, with
-their cotangents, so nothing but a device's own share is kept. Transfers depend on nothing that the
-same step computes, so they overlap.
+Runs inside `jax.shard_map`. A device's keys are two halves that take turns: while one is computed
+with, the other is on its way, so that transfers overlap and need the memory of a half. The backward
+pass sends them around once more, with their cotangents, so nothing but a device's share is kept.
 
 Source: Liu et al., "Ring Attention with Blockwise Transformers for Near-Infinite Context" (2023).
 """
@@ -10,8 +10,8 @@ Source: Liu et al., "Ring Attention with Blockwise Transformers for Near-Infinit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array
 from attnjax.numerics import MASKED
 from attnjax.ops.derivatives import differentiable
 from attnjax.ops.softmax import dispatch
-from attnjax.ops.softmax.problem import Known, Problem
+from attnjax.ops.softmax.problem import Known
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.sharding.arrays import Pieces
 from attnjax.sharding.merging import Rows, merge, rows_of
@@ -31,13 +31,45 @@ _REFUSAL = (
     "outer derivative (jax.jvp of jax.grad), or method='allgather' with implementation='reference'."
 )
 
+# More at once would need more memory for nothing: kernels take blocks of about a thousand.
+_MOST_QUERIES = 2048
+
+_take, _put = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
+
+
+class _Place(NamedTuple):
+    """Which part of the call it is.
+
+    Attributes:
+      windows: start and length along T, S and R in this device's arrays.
+      positions: its first query and key in the whole sequences.
+    """
+
+    windows: dict[str, tuple[Array, int]]
+    positions: Array
+
+
+class _Half(NamedTuple):
+    """Half of some device's keys, as it travels.
+
+    Attributes:
+      k, v: keys and values `[B, s, K, H]`.
+      dk, dv: their cotangents so far; None in the forward pass, or if they are not wanted.
+    """
+
+    k: Array
+    v: Array
+    dk: Array | None = None
+    dv: Array | None = None
+
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
     """What is static in a ring.
 
     Attributes:
-      pieces: how a call is made of arrays; its own arrays are not read.
+      pieces: how a call is made of arrays; its own arrays are not read, and none of k and v is cut
+        along S.
       names: the mesh axes of the ring.
       order: which positions each device takes.
       T, S: lengths of the whole sequences.
@@ -53,12 +85,6 @@ class Ring:
     stats: bool
     implementation: str | None
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Queries and keys of one chunk."""
-        total = self.order.devices * self.order.chunks
-        return self.T // total, self.S // total
-
     def attend(self, arrays: Sequence[Array], first: tuple[Array, Array]) -> Rows:
         """Computes this device's queries over all keys, sinks aside.
 
@@ -70,103 +96,140 @@ class Ring:
           What the queries see.
         """
         op = differentiable(
-            self._forward,
-            self._backward,
-            num_smooth=3 if self.stats else 2,
-            refusal=_REFUSAL,
+            self._forward, self._backward, num_smooth=3 if self.stats else 2, refusal=_REFUSAL
         )
         out, *numbers = op(*arrays, jnp.stack(first).astype(jnp.int32))
         return Rows(out, tuple(numbers))
 
-    def _part(
-        self,
-        args: Sequence[Array],
-        k: Array,
-        v: Array,
-        at: tuple[Array, Array, Array],
-        known: Known | None,
-    ) -> Problem:
-        """Returns the call of one chunk of queries and one of the keys at hand.
+    @property
+    def _shares(self) -> int:
+        """How many times the queries of one chunk are divided."""
+        chunk = self.T // (self.order.devices * self.order.chunks)
+        few = (n for n in range(1, chunk + 1) if chunk % n == 0 and chunk // n <= _MOST_QUERIES)
+        return next(few, 1)
+
+    @property
+    def _queries(self) -> int:
+        """Queries that are computed together."""
+        return self.T // (self.order.devices * self.order.chunks * self._shares)
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """Keys of the two halves."""
+        own = self.S // self.order.devices
+        return own - own // 2, own // 2
+
+    def _place(self, step: Array, a: Array, half: int) -> _Place:
+        """Returns which part some queries and half of the keys at hand are.
 
         Args:
-          args: as `attend` got them, and `first`.
-          k: keys at hand.
-          v: values at hand.
-          at: the step, the chunk of queries and the chunk of keys.
-          known: of all of this device's queries, or None.
+          step: how many devices far the keys have come.
+          a: which queries, those that are computed together being one.
+          half: which half of the keys.
         """
-        *arrays, first = args
-        step, a, b = at
-        (tq, tk), me = self.lengths, jax.lax.axis_index(self.names)
-        source = (me - step) % self.order.devices  # keys at hand have come `step` devices far
-        q0, k0 = self.order.number(me, a) * tq, self.order.number(source, b) * tk
-        cuts = {
-            "T": (a * tq, tq),
-            "S": (k0, tk),
-            "R": (self.T - tq + k0 - q0, tq + tk - 1),
-        }
-        q, _, _, *others = arrays
-        q, _, _, *others = self.pieces.part([q, k, v, *others], cuts)
-        own = (_take(x, b * tk, tk, 1) for x in (k, v))
-        problem = self.pieces.rebuild([q, *own, *others])
-        origin = jnp.concatenate([first, jnp.stack([q0, k0]).astype(jnp.int32)])
-        if known is not None:
-            known = jax.tree.map(
-                lambda x, axis: _take(x, a * tq, tq, axis),
-                known,
-                jax.tree.map(lambda x: 1 if x.ndim == 4 else 2, known),
-            )
-        return dataclasses.replace(problem, sinks=None, origin=origin, known=known)
+        tq, sk = self._queries, self._sizes[half]
+        me = jax.lax.axis_index(self.names)
+        source = (me - step) % self.order.devices
+        chunk, rest = a // self._shares, a % self._shares
+        q0 = (self.order.number(me, chunk) * self._shares + rest) * tq
+        if self.order.chunks == 2:
+            k0 = self.order.number(source, half) * sk
+        else:
+            k0 = source * sum(self._sizes) + half * self._sizes[0]
+        windows = {"T": (a * tq, tq), "S": (k0, sk), "R": (self.T - tq + k0 - q0, tq + sk - 1)}
+        return _Place(windows, jnp.stack([q0, k0]).astype(jnp.int32))
 
-    def _attend(self, problem: Problem) -> tuple[Array, AttentionStats]:
+    def _attend(
+        self, arrays: Sequence[Array], first: Array, place: _Place, known: Known | None = None
+    ) -> tuple[Array, AttentionStats]:
+        """Computes a part; `known` is of its queries."""
+        problem = dataclasses.replace(
+            self.pieces.rebuild(arrays),
+            sinks=None,
+            origin=jnp.concatenate([first, place.positions]),
+            known=known,
+        )
         out, found = dispatch.attend(problem, self.implementation)
         assert found is not None, "a part tells its logsumexp"
         return out, found
 
-    def _next(self, x: Array) -> Array:
+    def _send(self, half: Any, by: int = 1) -> Any:
         count = self.order.devices
-        return jax.lax.ppermute(x, self.names, [(d, (d + 1) % count) for d in range(count)])
+        pairs = [(d, (d + by) % count) for d in range(count)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.names, pairs), half)
 
-    def _pairs(self, function: Any, state: Any) -> Any:
-        """Runs `function(a, b, state)` for each chunk of queries and each of keys."""
-        chunks = self.order.chunks
-        if chunks == 1:
-            return function(jnp.int32(0), jnp.int32(0), state)
-        return jax.lax.fori_loop(
-            0, chunks**2, lambda n, state: function(n // chunks, n % chunks, state), state
-        )
+    def _travel(
+        self, halves: list[_Half], state: Any, visit: Callable[[Array, int, _Half, Any], Any]
+    ) -> tuple[list[_Half], Any]:
+        """Takes both halves of the keys past all devices.
+
+        Args:
+          halves: this device's own.
+          state: what is carried along.
+          visit: `visit(step, number, half, state) -> (half, state)` computes with one half.
+
+        Returns:
+          The halves, back home, and the state.
+        """
+
+        def step(n: Array, carry: tuple[_Half, _Half, Any]) -> tuple[_Half, _Half, Any]:
+            first, second, state = carry
+            # Neither transfer waits for what is computed beside it.
+            second = self._send(second)
+            first, state = visit(n, 0, first, state)
+            moved = self._send(first)
+            second, state = visit(n, 1, second, state)
+            return moved, second, state
+
+        first, second = halves
+        # The second half is sent before it is used.
+        carry = (first, self._send(second, by=-1), state)
+        first, second, state = jax.lax.fori_loop(0, self.order.devices, step, carry)
+        return [first, self._send(second)], state
+
+    def _chunks(self, function: Callable[[Array, Any], Any], state: Any) -> Any:
+        """Runs `function(a, state)` for all queries, those that are computed together at once."""
+        count = self.order.chunks * self._shares
+        if count == 1:
+            return function(jnp.int32(0), state)
+        return jax.lax.fori_loop(0, count, function, state)
 
     def _forward(self, args: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        q, k, v = args[:3]
+        *arrays, first = args
+        q, k, v, *others = arrays
         B, T, N = q.shape[:3]
         dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
         zero = jnp.zeros((B, N, T), jnp.float32)
         none = jnp.full_like(zero, MASKED)
         numbers = (none, zero, none, zero, zero) if self.stats else (none,)
-        empty = Rows(jnp.zeros((B, T, N, v.shape[-1]), dtype), numbers)
-        tq = self.lengths[0]
+        rows = Rows(jnp.zeros((B, T, N, v.shape[-1]), dtype), numbers)
+        tq = self._queries
 
-        def visit(step: Array, k: Array, v: Array, rows: Rows) -> Rows:
-            def pair(a: Array, b: Array, rows: Rows) -> Rows:
-                out, stats = self._attend(self._part(args, k, v, (step, a, b), None))
-                old = rows.map(lambda x, axis: _take(x, a * tq, tq, axis))
-                new = merge(old, rows_of(out, stats, stats=self.stats))
-                return jax.tree.map(
-                    lambda x, y, axis: _put(x, y.astype(x.dtype), a * tq, axis),
-                    rows,
-                    new,
-                    rows.map(lambda _, axis: axis),  # type: ignore[arg-type, return-value]
-                )
+        def visit(step: Array, number: int, half: _Half, rows: Rows) -> tuple[_Half, Rows]:
+            def one(a: Array, rows: Rows) -> Rows:
+                place = self._place(step, a, number)
+                part = self.pieces.part([q, half.k, half.v, *others], place.windows)
+                new = rows_of(*self._attend(part, first, place), stats=self.stats)
+                merged = merge(rows.map(lambda x, axis: _take(x, a * tq, tq, axis)), new)
+                put = [
+                    _put(x, y.astype(x.dtype), a * tq, axis)
+                    for x, y, axis in zip(
+                        jax.tree.leaves(rows), jax.tree.leaves(merged), axes, strict=True
+                    )
+                ]
+                return jax.tree.unflatten(jax.tree.structure(rows), put)
 
-            return self._pairs(pair, rows)
+            return half, self._chunks(one, rows) if self._sizes[number] else rows
 
-        def step(n: Array, carry: tuple[Array, Array, Rows]) -> tuple[Array, Array, Rows]:
-            k, v, rows = carry
-            return self._next(k), self._next(v), visit(n, k, v, rows)
-
-        *_, rows = jax.lax.fori_loop(0, self.order.devices, step, (k, v, empty))
+        axes = (1, *(2 for _ in numbers))
+        _, rows = self._travel(self._halves(k, v), rows, visit)
         found = (rows.out.astype(v.dtype), *rows.numbers)
         return found, found[:3]
+
+    def _halves(self, *arrays: Array) -> list[_Half]:
+        """Splits a device's keys, values and, if given, their cotangents."""
+        cut = [jnp.split(x, [self._sizes[0]], axis=1) for x in arrays]
+        return [_Half(*(x[n] for x in cut)) for n in range(2)]
 
     def _backward(
         self,
@@ -175,64 +238,62 @@ class Ring:
         cotangents: tuple[Array | None, ...],
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, ...]:
+        *arrays, first = args
+        q, k, v, *others = arrays
         known = Known(*residuals, *(() if self.stats else (None,)))
-        tq = self.lengths[0]
-        d_out, d_lse, d_entropy = (*cotangents, None, None)[:3]
+        tq = self._queries
+        d_out, d_logsumexp, d_entropy = (*cotangents, None, None)[:3]
         d_out = jnp.zeros_like(residuals[0]) if d_out is None else d_out
         zero = jnp.zeros_like(residuals[1])
-        d_rows = [zero if x is None else x for x in (d_lse, d_entropy)]
-        places = [n for n, w in enumerate(wanted) if w]
+        d_rows = [zero if x is None else x for x in (d_logsumexp, d_entropy)]
+        # Keys and values get cotangents in any case: they travel in pairs.
+        places = [n for n, w in enumerate(wanted[:-1]) if w or n in (1, 2)]
 
-        def contribution(step: Array, k: Array, v: Array, totals: list[Array]) -> list[Array]:
-            def pair(a: Array, b: Array, totals: list[Array]) -> list[Array]:
-                def part(*some: Array) -> tuple[Array, AttentionStats]:
-                    given = list(args)
-                    given[1], given[2] = k, v
-                    for n, x in zip(places, some, strict=True):
-                        given[n] = x
-                    problem = self._part(given, given[1], given[2], (step, a, b), known)
-                    return self._attend(problem)
+        def zeros(x: Array) -> Array:
+            return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
 
-                at_hand = {1: k, 2: v}
-                _, pull = jax.vjp(part, *(at_hand.get(n, args[n]) for n in places))
-                rows = [_take(x, a * tq, tq, 2) for x in d_rows]
-                nothing = jnp.zeros_like(rows[0])
-                grads = pull(
-                    (
-                        _take(d_out, a * tq, tq, 1),
-                        AttentionStats(rows[0], nothing, rows[1], nothing, nothing),
+        def visit(step: Array, number: int, half: _Half, totals: list) -> tuple[_Half, list]:
+            if not self._sizes[number]:
+                return half, totals
+
+            def one(a: Array, carry: tuple[Array, Array, list]) -> tuple[Array, Array, list]:
+                dk, dv, totals = carry
+                place = self._place(step, a, number)
+                part = self.pieces.part([q, half.k, half.v, *others], place.windows)
+                here = jax.tree.map(lambda x: _take(x, a * tq, tq, 1 if x.ndim == 4 else 2), known)
+
+                def attend(*some: Array) -> tuple[Array, AttentionStats]:
+                    given = dict(enumerate(part)) | dict(zip(places, some, strict=True))
+                    return self._attend([*given.values()], first, place, here)
+
+                _, pull = jax.vjp(attend, *(part[n] for n in places))
+                d_lse, d_ent = (_take(x, a * tq, tq, 2) for x in d_rows)
+                nothing = jnp.zeros_like(d_lse)
+                grads = dict(
+                    zip(
+                        places,
+                        pull(
+                            (
+                                _take(d_out, a * tq, tq, 1),
+                                AttentionStats(d_lse, nothing, d_ent, nothing, nothing),
+                            )
+                        ),
+                        strict=True,
                     )
                 )
-                return [t + g.astype(t.dtype) for t, g in zip(totals, grads, strict=True)]
+                dk, dv = (d + grads.pop(n).astype(d.dtype) for n, d in ((1, dk), (2, dv)))
+                return dk, dv, self.pieces.add(totals, grads, place.windows)
 
-            return self._pairs(pair, totals)
+            dk, dv, totals = self._chunks(one, (half.dk, half.dv, totals))
+            return half._replace(dk=dk, dv=dv), totals
 
-        def step(n: Array, carry: tuple[Array, Array, list[Array]]) -> Any:
-            k, v, totals = carry
-            # Cotangents of keys and values travel with them; what this step adds joins later, so
-            # that the transfer waits for nothing.
-            moved = travel(totals)
-            begun = [
-                jnp.zeros_like(t) if m in (1, 2) else t for m, t in zip(places, totals, strict=True)
-            ]
-            added = contribution(n, k, v, begun)
-            totals = [
-                t + x if m in (1, 2) else x for m, t, x in zip(places, moved, added, strict=True)
-            ]
-            return self._next(k), self._next(v), totals
-
-        def travel(totals: list[Array]) -> list[Array]:
-            return [
-                self._next(t) if m in (1, 2) else t for m, t in zip(places, totals, strict=True)
-            ]
-
-        zeros = [
-            jnp.zeros(args[n].shape, jnp.promote_types(args[n].dtype, jnp.float32)) for n in places
+        begun = [
+            zeros(x) if n in places and n not in (1, 2) else None for n, x in enumerate(arrays)
         ]
-        *_, totals = jax.lax.fori_loop(0, self.order.devices, step, (args[1], args[2], zeros))
-        # One step more, and they are home.
-        found = dict(zip(places, travel(totals), strict=True))
-        return tuple(found[n].astype(x.dtype) if n in found else None for n, x in enumerate(args))
-
-
-_take, _put = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
+        halves, totals = self._travel(self._halves(k, v, zeros(k), zeros(v)), begun, visit)
+        for n, name in ((1, "dk"), (2, "dv")):
+            totals[n] = jnp.concatenate([getattr(half, name) for half in halves], axis=1)
+        return tuple(
+            g.astype(x.dtype) if w and g is not None else None
+            for g, x, w in zip((*totals, None), args, wanted, strict=True)
+        )
