@@ -11,7 +11,7 @@ from attnjax.masks import Mask, as_mask
 from attnjax.ops.softmax import dispatch
 from attnjax.ops.softmax.plan import Plan
 from attnjax.scores import ScoreFn, ScoreMod
-from attnjax.sharding import context
+from attnjax.sharding import context, explaining
 from attnjax.sharding.partition import Partition, check_partition
 from attnjax.validate import make_problem, over_shapes
 
@@ -137,6 +137,10 @@ def explain(
 
     def plan(**given: Any) -> Plan:
         problem = make_problem(**given, precision=precision, stats=stats)
-        return dispatch.explain(problem, as_mask(mask), implementation)
+        if partition is None:
+            return dispatch.explain(problem, as_mask(mask), implementation)
+        return explaining.explain(
+            problem, as_mask(mask), check_partition(partition), implementation
+        )
 
     return over_shapes(plan, arguments)

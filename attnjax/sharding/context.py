@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 from attnjax.ops.softmax import dispatch
@@ -42,7 +42,7 @@ def attend(problem: Problem, partition: Partition, implementation: str | None = 
     """
     sizes = problem.sizes
     found = spread(partition, sizes)
-    if not found.axes or 0 in (sizes[a] for a in "BTSN"):
+    if not _free_axes() or 0 in (sizes[a] for a in "BTSN"):
         return dispatch.attend(problem, implementation)
     order = order_of(problem, found)
     check_implementation(found, implementation)
@@ -107,12 +107,23 @@ def _compute(
         device.plain,
         in_specs=specs(pieces, found, sizes),
         out_specs=(out, (row,) * 5 if problem.stats else None),
-        axis_names=set(found.axes),
+        axis_names=_free_axes(),
         check_vma=False,
     )
     # Outside jax.jit, shard_map would run, and compile, one operation after the other.
     out, stats = jax.jit(run)(*pieces.arrays)
     return out, None if stats is None else AttentionStats(*stats)
+
+
+def _free_axes() -> set[str]:
+    """Returns all mesh axes that no `jax.shard_map` around the call has taken.
+
+    Those that a partition does not name are taken, too, with the same work along them: kernels
+    can't be divided by the compiler, which refuses them where it is left an axis, even of size 1.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in kinds if kind != AxisType.Manual}
 
 
 _cached = jax.jit(

@@ -14,11 +14,18 @@ def divides(K: int, devices: int) -> bool:
     return K % devices == 0
 
 
+def count(N: int, K: int, devices: int) -> int:
+    """Returns how many key heads a device computes with."""
+    if divides(K, devices):
+        return K // devices
+    return 1 if (N // K) % (N // devices) == 0 else N // devices
+
+
 def _own(device: Array, N: int, K: int, devices: int) -> Array:
     """Returns the key heads of one device's query heads, where key heads do not divide."""
     own, groups = N // devices, N // K
     first = device * own
-    if groups % own == 0:
+    if count(N, K, devices) == 1:
         return (first // groups)[None]
     # Query heads of one device belong to several key heads, unevenly: each gets its own copy.
     return (first + jnp.arange(own)) // groups

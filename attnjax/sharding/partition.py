@@ -19,6 +19,7 @@ class Partition:
 
     The names are axes of the mesh in context, `jax.set_mesh(mesh)`. Masks, score_mods, dropout and
     statistics see positions in the whole sequence, so the result is that of the unsharded call.
+    Devices along axes of the mesh that are not named do the same work.
 
     Args:
       batch: axis or axes that B is divided over, or None.
