@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from attnjax.masks import EMPTY, FULL, PARTIAL, Mask
+from attnjax.ops.kernels import positional
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.tiles import Tiling
 from attnjax.typing import is_concrete
@@ -25,11 +26,14 @@ from attnjax.typing import is_concrete
 BUDGET = 512 * 1024
 # A FULL block whose keys come after its queries, where a schedule tells them apart.
 FULL_AFTER = FULL + 1
+# A PARTIAL block on which the part of the mask that follows from positions decides alone, where a
+# schedule tells; see `attnjax.ops.kernels.positional`.
+POSITIONAL = FULL_AFTER + 1
 _POSITION_BITS = 13
 MOST_BLOCKS = 2**_POSITION_BITS
 
-_KIND, _FIRST, _LAST = 0, 2, 3
-_COLUMN, _ROW = 4, 4 + _POSITION_BITS
+_KIND, _FIRST, _LAST = 0, 3, 4
+_COLUMN, _ROW = 5, 5 + _POSITION_BITS
 
 
 class Step(NamedTuple):
@@ -38,7 +42,8 @@ class Step(NamedTuple):
     Attributes:
       row: the block whose sums are being made.
       column: the other block.
-      kind: EMPTY (nothing to compute), PARTIAL (apply the mask), FULL or FULL_AFTER.
+      kind: EMPTY (nothing to compute), PARTIAL (apply the mask), POSITIONAL (apply a part of it),
+        FULL or FULL_AFTER.
       first: whether it is the row's first step.
       last: whether it is the row's last step.
     """
@@ -56,6 +61,7 @@ class Shape:
 
     Attributes:
       count: number of steps per batch element and head.
+      kinds: the kinds that a step may be of, but for EMPTY.
       width: 0 for a list of steps; for ranges, the number of steps of each row.
       batched: whether batch elements have schedules of their own.
       alone: whether a row may have a single step.
@@ -64,6 +70,7 @@ class Shape:
     """
 
     count: int
+    kinds: tuple[int, ...]
     width: int
     batched: bool
     apart: tuple[int, int] | None = None
@@ -92,7 +99,7 @@ def read(shape: Shape, words: Any, b: Array, s: Array) -> Step:
         return Step(
             (word >> _ROW) & low,
             (word >> _COLUMN) & low,
-            (word >> _KIND) & 3,
+            (word >> _KIND) & 7,
             (word >> _FIRST) & 1,
             (word >> _LAST) & 1,
         )
@@ -114,12 +121,18 @@ def length(shape: Shape, words: Array) -> int | Array:
     if not shape.traced:
         return shape.count
     # What fills a shorter list up has nothing to compute and begins no row.
-    begins, computes = (words >> _FIRST) & 1 == 1, (words >> _KIND) & 3 != EMPTY
+    begins, computes = (words >> _FIRST) & 1 == 1, (words >> _KIND) & 7 != EMPTY
     return jnp.max(jnp.sum(begins | computes, axis=1, dtype=jnp.int32))
 
 
 def make_steps(
-    mask: Mask, tiling: Tiling, *, by: str, apart: bool = False, budget: int = BUDGET
+    mask: Mask,
+    tiling: Tiling,
+    *,
+    by: str,
+    apart: bool = False,
+    split: bool = False,
+    budget: int = BUDGET,
 ) -> Steps:
     """Lists the steps of a kernel, for static masks on the host, for others in the trace.
 
@@ -129,6 +142,7 @@ def make_steps(
       by: `T` if rows are blocks of queries, `S` if they are blocks of keys.
       apart: whether a FULL block must have all its keys on one side of all its queries, and which
         side is told; for `by="T"`.
+      split: whether POSITIONAL blocks are told from other PARTIAL ones; ranges never tell.
       budget: most bytes of scalar memory that the schedule may take.
 
     Returns:
@@ -155,19 +169,37 @@ def make_steps(
     else:
         count, alone = rows * columns, True
     if batch * count * 4 <= budget:
-        if blocks is not None:
+        possible = [PARTIAL, FULL]
+        if apart:
+            kinds = _tell_side(kinds, tiling, host=host)
+            possible.append(FULL_AFTER)
+        if split and (parts := positional.split(mask)) is not None:
+            rest: Any = tile_kinds(parts[1], tiling, host=host)
+            rest = rest if by == "T" else rest.swapaxes(1, 2)
             xp: Any = np if host else jnp
-            q, k = xp.arange(rows)[:, None] * blocks[0], xp.arange(columns) * blocks[1]
-            kinds = xp.where((kinds == FULL) & (k > q), xp.int8(FULL_AFTER), kinds)
+            kinds = xp.where((kinds == PARTIAL) & (rest == FULL), xp.int8(POSITIONAL), kinds)
+            possible.append(POSITIONAL)
+        if host:
+            possible = [kind for kind in possible if (kinds == kind).any()]
         words = _list(kinds, count) if host else _list_in_trace(kinds, count)
-        return Steps(jnp.asarray(words), Shape(count, 0, batch > 1, blocks, alone, not host))
+        shape = Shape(count, tuple(possible), 0, batch > 1, blocks, alone, not host)
+        return Steps(jnp.asarray(words), shape)
     if batch * rows * 8 > budget:
         raise NotImplementedError(
             f"a schedule of {batch} x {rows} rows of blocks takes more than {budget} bytes of "
             "scalar memory. Use larger blocks, or shard the batch."
         )
     words, width = _ranges(kinds)
-    return Steps(jnp.asarray(words), Shape(rows * width, width, batch > 1, blocks, width == 1))
+    possible = [PARTIAL, FULL, FULL_AFTER] if apart else [PARTIAL, FULL]
+    shape = Shape(rows * width, tuple(possible), width, batch > 1, blocks, width == 1)
+    return Steps(jnp.asarray(words), shape)
+
+
+def _tell_side(kinds: Any, tiling: Tiling, *, host: bool) -> Any:
+    xp: Any = np if host else jnp
+    rows, columns = kinds.shape[1:]
+    q, k = xp.arange(rows)[:, None] * tiling.block_q, xp.arange(columns) * tiling.block_k
+    return xp.where((kinds == FULL) & (k > q), xp.int8(FULL_AFTER), kinds)
 
 
 def _list(kinds: np.ndarray, count: int) -> np.ndarray:

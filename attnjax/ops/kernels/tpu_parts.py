@@ -190,6 +190,11 @@ class Parts(NamedTuple):
         """Returns the memory for columns, for each operand; None where it needs none."""
         return [t.scratch for t in self.transports]
 
+    @property
+    def turned(self) -> bool:
+        """Whether any operand is turned into a column."""
+        return any(t.turned for t in self.transports)
+
     def turn(self, refs: Any, columns: Any, *, per_head: bool | None = None) -> None:
         """Turns rows into columns; only of operands that vary with the head, or do not."""
         for t, ref, column in zip(self.transports, refs, columns, strict=True):

@@ -379,7 +379,7 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
         chosen = None
         if partial:
             seen = run.mask_parts.read(reads.mask, mask_columns, b, h)
-            chosen = allowed(run.own, index, seen)
+            chosen = allowed(run.own.mask, t, index, seen)
         if row_columns is None:
             rows = [reads.rows[n : n + 1, :] for n in range(4 if run.entropy else 2)]
         else:

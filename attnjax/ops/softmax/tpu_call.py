@@ -51,12 +51,15 @@ class Pass:
       tile: its tiles, and the sizes of B, N, T and S.
       scores, mask: its programs, without arrays.
       steps: its schedule.
+      positional: what decides on POSITIONAL blocks, over the first operands of `mask`; None where
+        the schedule has no such blocks.
     """
 
     tile: Tile
     scores: TileProgram
     mask: TileProgram
     steps: steps.Shape
+    positional: TileProgram | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +143,11 @@ def across(x: Array, width: int) -> Array:
     return jnp.tile(x, (1, width // LANES))
 
 
-def allowed(run: Pass, index: Index, parts: list[Array]) -> Array:
+def allowed(program: TileProgram, tile: Tile, index: Index, parts: list[Array]) -> Array:
     """Evaluates a mask on a tile, without the keys that only fill the last block."""
-    result = run.mask(index=index, parts=parts)
-    if run.tile.S % run.tile.block_k:
-        result &= index.k < run.tile.S
+    result = program(index=index, parts=parts)
+    if tile.S % tile.block_k:
+        result &= index.k < tile.S
     shape = jnp.broadcast_shapes(index.q.shape, index.k.shape)
     return jnp.broadcast_to(result, shape)
 

@@ -18,10 +18,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from attnjax.masks import EMPTY, FULL, PARTIAL
+from attnjax.masks import EMPTY, PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.kernels import steps
-from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of, to_column
+from attnjax.ops.kernels.tpu_parts import LANES, Parts, Place, parts_of, to_column
 from attnjax.ops.softmax.tpu_call import (
     LN2,
     LOG2E,
@@ -140,6 +140,7 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
         _State(column, pltpu.VMEM((t.block_q, D), jnp.float32), column, *wide),
         score_parts.scratch,
         mask_parts.scratch,
+        pltpu.SMEM((1,), jnp.int32) if mask_parts.turned and PARTIAL in run.steps.kinds else None,
     )
     kernel = functools.partial(_kernel, call, score_parts, mask_parts)
     return pl.pallas_call(
@@ -175,6 +176,7 @@ def _kernel(
     state: _State,
     score_columns: Any,
     mask_columns: Any,
+    turned: Any,
 ) -> None:
     b, h, s = (pl.program_id(n) for n in range(3))
     t = call.forward.tile
@@ -185,15 +187,33 @@ def _kernel(
     @pl.when(step.first == 1)
     def turn() -> None:
         score_parts.turn(reads.scores, score_columns)
-        mask_parts.turn(reads.mask, mask_columns)
+        if turned is not None:
+            turned[0] = 0
 
-    def visit(before: _State | None, *, partial: bool, after: bool = False) -> _State:
+    if turned is not None:
+        # Only where it is needed: rows may have no block on which all of the mask is applied.
+        @pl.when((step.kind == PARTIAL) & (turned[0] == 0))
+        def turn_mask() -> None:
+            mask_parts.turn(reads.mask, mask_columns)
+            turned[0] = 1
+
+    def chosen(kind: int) -> Array | None:
+        """Evaluates as much of the mask as blocks of this kind need."""
+        program, parts = call.forward.mask, mask_parts
+        if kind == steps.POSITIONAL:
+            assert call.forward.positional is not None, "the schedule has such blocks"
+            program = call.forward.positional
+            parts = Parts(mask_parts.transports[: len(program.operands)])
+        elif kind != PARTIAL:
+            return None
+        n = len(parts.transports)
+        seen = parts.read(reads.mask[:n], mask_columns[:n], b, h)
+        return allowed(program, t, index, seen)
+
+    def visit(before: _State | None, kind: int) -> _State:
         parts = score_parts.read(reads.scores, score_columns, b, h)
-        chosen = None
-        if partial:
-            seen = mask_parts.read(reads.mask, mask_columns, b, h)
-            chosen = allowed(call.forward, index, seen)
-        return _update(call, reads, before, step, index, parts, chosen, after=after)
+        after = kind == steps.FULL_AFTER
+        return _update(call, reads, before, step, index, parts, chosen(kind), after=after)
 
     def finish(found: _State) -> None:
         sink = None if reads.sinks is None else reads.sinks[h]
@@ -202,25 +222,15 @@ def _kernel(
         for n, row in enumerate(rows):
             rows_ref[n : n + 1, :] = row
 
-    def when(condition: Array, run: Callable[..., None]) -> None:
+    def when(condition: Array, run: Callable[[int], None]) -> None:
         """Runs for each kind of block that has something to compute."""
-        pl.when(condition & (step.kind == PARTIAL))(functools.partial(run, partial=True))
-        if shape.apart is None:
-            pl.when(condition & (step.kind >= FULL))(functools.partial(run, partial=False))
-            return
-        pl.when(condition & (step.kind == FULL))(functools.partial(run, partial=False))
-        pl.when(condition & (step.kind == steps.FULL_AFTER))(
-            functools.partial(run, partial=False, after=True)
-        )
+        for kind in shape.kinds:
+            pl.when(condition & (step.kind == kind))(functools.partial(run, kind))
 
     # A row with a single block needs no running state, and is finished in one go.
     alone = (step.first & step.last == 1) & (step.kind != EMPTY)
     if shape.alone:
-
-        def visit_alone(**how: bool) -> None:
-            finish(visit(None, **how))
-
-        when(alone, visit_alone)
+        when(alone, lambda kind: finish(visit(None, kind)))
 
     @pl.when((step.first == 1) & ~alone)
     def start() -> None:
@@ -229,8 +239,8 @@ def _kernel(
                 fill = MASKED if name in ("largest", "first") else 0
                 ref[...] = jnp.full(ref.shape, fill, ref.dtype)
 
-    def visit_next(**how: bool) -> None:
-        found = visit(state.read(), **how)
+    def visit_next(kind: int) -> None:
+        found = visit(state.read(), kind)
         for ref, x in zip(state, found, strict=True):
             if ref is not None:
                 ref[...] = x

@@ -12,7 +12,9 @@ from jaxtyping import Array
 
 from attnjax.numerics import MASKED, widen
 from attnjax.ops.derivatives import differentiable
-from attnjax.ops.kernels.programs import Tile, lower_mask, lower_scores
+from attnjax.ops.kernels import positional
+from attnjax.ops.kernels.programs import Tile, TileProgram, lower_mask, lower_scores
+from attnjax.ops.kernels.steps import POSITIONAL, Shape
 from attnjax.ops.softmax import blockwise
 from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
@@ -52,9 +54,11 @@ def compute(problem: Problem, tile: Tile, back: Tile) -> tuple[Array, AttentionS
     schedules, arrays = [], []
     for own, by in ((tile, "T"), (back, "T"), (back.turned(), "S")):
         scores = lower_scores(problem.score_mods, problem.scale, own)
-        mask = lower_mask(problem.mask, own)
-        steps = steps_of(problem, own, by, apart=problem.stats and not passes)
-        passes.append(Pass(own, scores.bare(), mask.bare(), steps.shape))
+        mask = lower_mask(positional.reordered(problem.mask), own)
+        first = not passes
+        steps = steps_of(problem, own, by, apart=problem.stats and first, split=first)
+        part = _positional(problem, own, steps.shape)
+        passes.append(Pass(own, scores.bare(), mask.bare(), steps.shape, part))
         schedules.append(steps.words)
         arrays.append((scores.arrays, mask.arrays))
     call = Call(
@@ -89,6 +93,12 @@ def compute(problem: Problem, tile: Tile, back: Tile) -> tuple[Array, AttentionS
         return out, None
     logsumexp, entropy, max_logit, sink_mass, distance = rows
     return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+
+
+def _positional(problem: Problem, tile: Tile, shape: Shape) -> TileProgram | None:
+    """Returns the program of the mask's part that decides on POSITIONAL blocks, if there are."""
+    parts = positional.split(problem.mask) if POSITIONAL in shape.kinds else None
+    return None if parts is None else lower_mask(parts[0], tile).bare()
 
 
 class _Given(NamedTuple):

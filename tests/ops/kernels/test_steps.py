@@ -1,13 +1,24 @@
 """Steps visit what the mask needs, once each, and say where rows begin and end."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import attnjax
-from attnjax.masks import EMPTY, FULL
-from attnjax.ops.kernels.steps import BUDGET, length, make_steps, read
+from attnjax.masks import EMPTY, FULL, PARTIAL
+from attnjax.ops.kernels.positional import split
+from attnjax.ops.kernels.steps import (
+    BUDGET,
+    FULL_AFTER,
+    POSITIONAL,
+    Step,
+    length,
+    make_steps,
+    read,
+)
 from attnjax.ops.schedule import tile_kinds
 from attnjax.ops.tiles import Tiling
 
@@ -79,6 +90,70 @@ def test_steps_visit_what_the_mask_needs(name: str, traced: bool, by: str, budge
             opened, closed = (np.flatnonzero((row == r) & (x == 1)) for x in (first, last))
             assert opened == mine[0]
             assert np.all(kind[closed[0] + 1 : mine[-1] + 1] == EMPTY)
+
+
+SPLIT = {
+    "documents": attnjax.Causal() & attnjax.Segments(IDS, IDS[:, :S]),
+    "window": attnjax.Segments(IDS[:1], IDS[:1, :S]) & attnjax.Window(20, 3),
+    "lengths": attnjax.Lengths(None, np.asarray([11, 40, 0])) & attnjax.Causal(),
+}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["", "apart"])
+@pytest.mark.parametrize("traced", [False, True], ids=["host", "traced"])
+@pytest.mark.parametrize("name", SPLIT)
+def test_steps_tell_where_positions_decide_alone(name: str, traced: bool, apart: bool) -> None:
+    mask, t = SPLIT[name], tiling()
+    shapes = []
+
+    def make(mask: attnjax.Mask) -> jax.Array:
+        steps = make_steps(mask, t, by="T", apart=apart, split=True)
+        shapes.append(steps.shape)
+        return steps.words
+
+    words = np.asarray(jax.jit(make)(mask) if traced else make(mask))
+    (shape,) = shapes
+    parts = split(mask)
+    assert parts is not None
+    q, k = np.arange(T)[:, None], np.arange(S)
+    kinds = np.asarray(tile_kinds(mask, t, host=True, apart=apart))
+    found = set()
+    for b in range(words.shape[0]):
+        table = kinds[b % len(kinds)]
+        allowed, by_position = (np.asarray(m.at(b, 0, q, k)) for m in (mask, parts[0]))
+        for s in range(shape.count):
+            step = Step(*map(int, read(shape, words, b, s)))
+            kind = table[step.row, step.column]
+            found.add(step.kind)
+            if step.kind == POSITIONAL:
+                assert kind == PARTIAL
+                block = np.s_[step.row * 5 :, step.column * 7 :]
+                want, decided = (x[block][:5, :7] for x in (allowed, by_position))
+                np.testing.assert_array_equal(decided, want)
+            elif step.kind == FULL_AFTER:
+                assert kind == FULL
+                assert step.column * 7 > step.row * 5
+            else:
+                assert step.kind in (kind, EMPTY)
+    assert found >= {PARTIAL, POSITIONAL}
+    assert found - {EMPTY} <= set(shape.kinds)
+    assert traced or found - {EMPTY} == set(shape.kinds)
+
+
+def test_steps_tell_of_positions_neither_unasked_nor_in_ranges() -> None:
+    options: list[dict[str, Any]] = [{"split": True, "budget": 3 * 14 * 8}, {}, {"split": True}]
+
+    def make(mask: attnjax.Mask) -> list[jax.Array]:
+        found = [make_steps(mask, tiling(), by="T", **some) for some in options]
+        kinds = [(bool(steps.shape.width), steps.shape.kinds) for steps in found]
+        assert kinds == [
+            (True, (PARTIAL, FULL)),
+            (False, (PARTIAL, FULL)),
+            (False, (PARTIAL, FULL, POSITIONAL)),
+        ]
+        return [steps.words for steps in found]
+
+    jax.eval_shape(make, SPLIT["documents"])
 
 
 def test_a_long_causal_call_needs_ranges_of_few_bytes() -> None:
