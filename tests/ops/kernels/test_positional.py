@@ -21,6 +21,7 @@ SPLIT = {
         (SEGMENTS & attnjax.Window(4, 2)) & (attnjax.Strided(2) & WHERE) & DENSE,
         "Window Strided",
     ),
+    "lengths": (attnjax.Lengths(None, np.asarray([2, 7])) & DENSE, "Lengths"),
     "expressions": (
         (attnjax.Causal() | attnjax.Prefix(3)) & ~SEGMENTS & ~attnjax.Window(1, 0),
         "Causal Prefix Window",
@@ -46,7 +47,7 @@ def test_both_parts_together_are_the_mask(name: str) -> None:
     parts = split(mask)
     assert parts is not None
     positional, rest = parts
-    for word in ("Causal", "Window", "Strided", "Prefix"):
+    for word in ("Causal", "Window", "Strided", "Prefix", "Lengths"):
         assert (word in repr(positional)) == (word in names)
         assert word not in repr(rest)
     np.testing.assert_array_equal(evaluated(positional) & evaluated(rest), evaluated(mask))

@@ -95,7 +95,12 @@ def test_steps_visit_what_the_mask_needs(name: str, traced: bool, by: str, budge
 SPLIT = {
     "documents": attnjax.Causal() & attnjax.Segments(IDS, IDS[:, :S]),
     "window": attnjax.Segments(IDS[:1], IDS[:1, :S]) & attnjax.Window(20, 3),
-    "lengths": attnjax.Lengths(None, np.asarray([11, 40, 0])) & attnjax.Causal(),
+    "where": attnjax.Causal()
+    & attnjax.Where(
+        lambda b, h, q, k, limit: k < limit,
+        per_key=np.full(S, 40),
+        block_rule=lambda q_lo, q_hi, k_lo, k_hi: (k_lo < 40, k_hi < 40),
+    ),
 }
 
 
