@@ -26,8 +26,8 @@ from attnjax.typing import is_concrete
 BUDGET = 512 * 1024
 # A FULL block whose keys come after its queries, where a schedule tells them apart.
 FULL_AFTER = FULL + 1
-# A PARTIAL block on which the part of the mask that follows from positions decides alone, where a
-# schedule tells; see `attnjax.ops.kernels.positional`.
+# A PARTIAL block on which the part of the mask that follows from positions decides alone: see
+# `attnjax.ops.kernels.positional`. A list tells it from others, ranges do not.
 POSITIONAL = FULL_AFTER + 1
 _POSITION_BITS = 13
 MOST_BLOCKS = 2**_POSITION_BITS
@@ -126,13 +126,7 @@ def length(shape: Shape, words: Array) -> int | Array:
 
 
 def make_steps(
-    mask: Mask,
-    tiling: Tiling,
-    *,
-    by: str,
-    apart: bool = False,
-    split: bool = False,
-    budget: int = BUDGET,
+    mask: Mask, tiling: Tiling, *, by: str, apart: bool = False, budget: int = BUDGET
 ) -> Steps:
     """Lists the steps of a kernel, for static masks on the host, for others in the trace.
 
@@ -142,7 +136,6 @@ def make_steps(
       by: `T` if rows are blocks of queries, `S` if they are blocks of keys.
       apart: whether a FULL block must have all its keys on one side of all its queries, and which
         side is told; for `by="T"`.
-      split: whether POSITIONAL blocks are told from other PARTIAL ones; ranges never tell.
       budget: most bytes of scalar memory that the schedule may take.
 
     Returns:
@@ -173,7 +166,7 @@ def make_steps(
         if apart:
             kinds = _tell_side(kinds, tiling, host=host)
             possible.append(FULL_AFTER)
-        if split and (parts := positional.split(mask)) is not None:
+        if (parts := positional.split(mask)) is not None:
             rest: Any = tile_kinds(parts[1], tiling, host=host)
             rest = rest if by == "T" else rest.swapaxes(1, 2)
             xp: Any = np if host else jnp

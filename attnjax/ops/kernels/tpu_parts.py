@@ -201,12 +201,12 @@ class Parts(NamedTuple):
             if per_head is None or per_head == ("N" in t.letters):
                 t.turn(ref, column)
 
-    def read(self, refs: Any, columns: Any, b: Array, h: Array) -> list[Array]:
-        """Returns the parts that the program takes."""
-        return [
-            t.read(ref, column, b, h)
-            for t, ref, column in zip(self.transports, refs, columns, strict=True)
-        ]
+    def read(
+        self, refs: Any, columns: Any, b: Array, h: Array, count: int | None = None
+    ) -> list[Array]:
+        """Returns the parts that the program takes, all of them or the first `count`."""
+        every = list(zip(self.transports, refs, columns, strict=True))
+        return [t.read(ref, column, b, h) for t, ref, column in every[:count]]
 
 
 def parts_of(program: TileProgram, tile: Tile) -> Parts:

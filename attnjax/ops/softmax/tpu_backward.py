@@ -20,7 +20,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from attnjax.masks import PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED
 from attnjax.ops.kernels import steps
 from attnjax.ops.kernels.padding import pad
@@ -374,12 +373,10 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
     for (_, gradient), out, column in zip(run.moved, grads, columns, strict=True):
         gradient.start(out, column, g, call=(s == 0) & (g == 0), row=first)
 
-    def visit(*, partial: bool) -> None:
+    def visit(kind: int) -> None:
         parts = run.score_parts.read(reads.scores, score_columns, b, h)
-        chosen = None
-        if partial:
-            seen = run.mask_parts.read(reads.mask, mask_columns, b, h)
-            chosen = allowed(run.own.mask, t, index, seen)
+        read = functools.partial(run.mask_parts.read, reads.mask, mask_columns, b, h)
+        chosen = allowed(run.own, kind, index, read)
         if row_columns is None:
             rows = [reads.rows[n : n + 1, :] for n in range(4 if run.entropy else 2)]
         else:
@@ -399,8 +396,8 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
         for (_, gradient), out, column, x in zip(run.moved, grads, columns, d_parts, strict=True):
             gradient.add(out, column, g, x, window)
 
-    pl.when(step.kind == PARTIAL)(functools.partial(visit, partial=True))
-    pl.when(step.kind > PARTIAL)(functools.partial(visit, partial=False))
+    for kind in run.own.steps.kinds:
+        pl.when(step.kind == kind)(functools.partial(visit, kind))
     last = step.last == 1
 
     @pl.when(last & (g == run.groups - 1))

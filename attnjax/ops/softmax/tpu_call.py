@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from attnjax.dropout import keep
+from attnjax.masks import PARTIAL
 from attnjax.numerics import poison, split_nonfinite
 from attnjax.ops.kernels import steps
 from attnjax.ops.kernels.padding import pad
@@ -143,11 +145,24 @@ def across(x: Array, width: int) -> Array:
     return jnp.tile(x, (1, width // LANES))
 
 
-def allowed(program: TileProgram, tile: Tile, index: Index, parts: list[Array]) -> Array:
-    """Evaluates a mask on a tile, without the keys that only fill the last block."""
-    result = program(index=index, parts=parts)
-    if tile.S % tile.block_k:
-        result &= index.k < tile.S
+def allowed(run: Pass, kind: int, index: Index, read: Callable[[int], list[Array]]) -> Array | None:
+    """Evaluates as much of a mask as a block needs.
+
+    Args:
+      run: the pass.
+      kind: the kind of the block.
+      index: its positions.
+      read: reads the parts of that many of the mask's operands.
+
+    Returns:
+      What is allowed, without the keys that only fill the last block; None where all is.
+    """
+    program = run.positional if kind == steps.POSITIONAL else run.mask
+    if kind not in (PARTIAL, steps.POSITIONAL) or program is None:
+        return None
+    result = program(index=index, parts=read(len(program.operands)))
+    if run.tile.S % run.tile.block_k:
+        result &= index.k < run.tile.S
     shape = jnp.broadcast_shapes(index.q.shape, index.k.shape)
     return jnp.broadcast_to(result, shape)
 

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from attnjax.masks import EMPTY, PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.kernels import steps
-from attnjax.ops.kernels.tpu_parts import LANES, Parts, Place, parts_of, to_column
+from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of, to_column
 from attnjax.ops.softmax.tpu_call import (
     LN2,
     LOG2E,
@@ -197,23 +197,12 @@ def _kernel(
             mask_parts.turn(reads.mask, mask_columns)
             turned[0] = 1
 
-    def chosen(kind: int) -> Array | None:
-        """Evaluates as much of the mask as blocks of this kind need."""
-        program, parts = call.forward.mask, mask_parts
-        if kind == steps.POSITIONAL:
-            assert call.forward.positional is not None, "the schedule has such blocks"
-            program = call.forward.positional
-            parts = Parts(mask_parts.transports[: len(program.operands)])
-        elif kind != PARTIAL:
-            return None
-        n = len(parts.transports)
-        seen = parts.read(reads.mask[:n], mask_columns[:n], b, h)
-        return allowed(program, t, index, seen)
-
     def visit(before: _State | None, kind: int) -> _State:
         parts = score_parts.read(reads.scores, score_columns, b, h)
+        read = functools.partial(mask_parts.read, reads.mask, mask_columns, b, h)
+        chosen = allowed(call.forward, kind, index, read)
         after = kind == steps.FULL_AFTER
-        return _update(call, reads, before, step, index, parts, chosen(kind), after=after)
+        return _update(call, reads, before, step, index, parts, chosen, after=after)
 
     def finish(found: _State) -> None:
         sink = None if reads.sinks is None else reads.sinks[h]

@@ -55,8 +55,7 @@ def compute(problem: Problem, tile: Tile, back: Tile) -> tuple[Array, AttentionS
     for own, by in ((tile, "T"), (back, "T"), (back.turned(), "S")):
         scores = lower_scores(problem.score_mods, problem.scale, own)
         mask = lower_mask(positional.reordered(problem.mask), own)
-        first = not passes
-        steps = steps_of(problem, own, by, apart=problem.stats and first, split=first)
+        steps = steps_of(problem, own, by, apart=problem.stats and not passes)
         part = _positional(problem, own, steps.shape)
         passes.append(Pass(own, scores.bare(), mask.bare(), steps.shape, part))
         schedules.append(steps.words)
@@ -97,8 +96,12 @@ def compute(problem: Problem, tile: Tile, back: Tile) -> tuple[Array, AttentionS
 
 def _positional(problem: Problem, tile: Tile, shape: Shape) -> TileProgram | None:
     """Returns the program of the mask's part that decides on POSITIONAL blocks, if there are."""
-    parts = positional.split(problem.mask) if POSITIONAL in shape.kinds else None
-    return None if parts is None else lower_mask(parts[0], tile).bare()
+    parts = positional.split(problem.mask)
+    if parts is None or POSITIONAL not in shape.kinds:
+        return None
+    program = lower_mask(parts[0], tile).bare()
+    assert len(program.operands) == len(parts[0].operands()), "it takes the first of all operands"
+    return program
 
 
 class _Given(NamedTuple):

@@ -99,8 +99,6 @@ def _tiling(problem: Problem, tile: Tile) -> Tiling:
     return Tiling(tile.B, tile.T, tile.S, tile.N, K, 1, tile.N, tile.block_q, tile.block_k)
 
 
-def steps_of(
-    problem: Problem, tile: Tile, by: str, *, apart: bool = False, split: bool = False
-) -> Steps:
+def steps_of(problem: Problem, tile: Tile, by: str, *, apart: bool = False) -> Steps:
     """Returns the schedule of a kernel on these tiles; see `make_steps`."""
-    return make_steps(problem.mask, _tiling(problem, tile), by=by, apart=apart, split=split)
+    return make_steps(problem.mask, _tiling(problem, tile), by=by, apart=apart)

@@ -1,7 +1,5 @@
 """Steps visit what the mask needs, once each, and say where rows begin and end."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,15 +102,17 @@ SPLIT = {
 }
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["", "apart"])
+@pytest.mark.parametrize(("by", "apart"), [("T", False), ("T", True), ("S", False)])
 @pytest.mark.parametrize("traced", [False, True], ids=["host", "traced"])
 @pytest.mark.parametrize("name", SPLIT)
-def test_steps_tell_where_positions_decide_alone(name: str, traced: bool, apart: bool) -> None:
+def test_steps_tell_where_positions_decide_alone(
+    name: str, traced: bool, by: str, apart: bool
+) -> None:
     mask, t = SPLIT[name], tiling()
     shapes = []
 
     def make(mask: attnjax.Mask) -> jax.Array:
-        steps = make_steps(mask, t, by="T", apart=apart, split=True)
+        steps = make_steps(mask, t, by=by, apart=apart)
         shapes.append(steps.shape)
         return steps.words
 
@@ -128,16 +128,17 @@ def test_steps_tell_where_positions_decide_alone(name: str, traced: bool, apart:
         allowed, by_position = (np.asarray(m.at(b, 0, q, k)) for m in (mask, parts[0]))
         for s in range(shape.count):
             step = Step(*map(int, read(shape, words, b, s)))
-            kind = table[step.row, step.column]
+            i, j = (step.row, step.column) if by == "T" else (step.column, step.row)
+            kind = table[i, j]
             found.add(step.kind)
             if step.kind == POSITIONAL:
                 assert kind == PARTIAL
-                block = np.s_[step.row * 5 :, step.column * 7 :]
+                block = np.s_[i * 5 :, j * 7 :]
                 want, decided = (x[block][:5, :7] for x in (allowed, by_position))
                 np.testing.assert_array_equal(decided, want)
             elif step.kind == FULL_AFTER:
                 assert kind == FULL
-                assert step.column * 7 > step.row * 5
+                assert j * 7 > i * 5
             else:
                 assert step.kind in (kind, EMPTY)
     assert found >= {PARTIAL, POSITIONAL}
@@ -145,18 +146,14 @@ def test_steps_tell_where_positions_decide_alone(name: str, traced: bool, apart:
     assert traced or found - {EMPTY} == set(shape.kinds)
 
 
-def test_steps_tell_of_positions_neither_unasked_nor_in_ranges() -> None:
-    options: list[dict[str, Any]] = [{"split": True, "budget": 3 * 14 * 8}, {}, {"split": True}]
-
+def test_ranges_do_not_tell_where_positions_decide_alone() -> None:
     def make(mask: attnjax.Mask) -> list[jax.Array]:
-        found = [make_steps(mask, tiling(), by="T", **some) for some in options]
-        kinds = [(bool(steps.shape.width), steps.shape.kinds) for steps in found]
-        assert kinds == [
-            (True, (PARTIAL, FULL)),
-            (False, (PARTIAL, FULL)),
-            (False, (PARTIAL, FULL, POSITIONAL)),
-        ]
-        return [steps.words for steps in found]
+        ranges, steps = (
+            make_steps(mask, tiling(), by="T", budget=budget) for budget in (3 * 14 * 8, BUDGET)
+        )
+        assert (bool(ranges.shape.width), ranges.shape.kinds) == (True, (PARTIAL, FULL))
+        assert (bool(steps.shape.width), steps.shape.kinds) == (False, (PARTIAL, FULL, POSITIONAL))
+        return [ranges.words, steps.words]
 
     jax.eval_shape(make, SPLIT["documents"])
 

@@ -28,6 +28,7 @@ MASKS: dict[str, Callable[[Any], Any]] = {
     "strided": lambda x: attnjax.Strided(7),
     "where": lambda x: attnjax.Where(lambda b, h, q, k: x["ids"][b, q] == x["ids"][b, k]),
     "dense": lambda x: attnjax.Dense(x["dense"]),
+    "documents": lambda x: attnjax.Causal() & attnjax.Segments(x["ids"]),
 }
 SCORE_MODS: dict[str, Callable[[Any], Any]] = {
     "none": lambda x: None,
@@ -40,12 +41,19 @@ EXTRAS = ("plain", "sinks", "dropout", "stats", "grouped heads")
 FACTORS = {
     "target": tuple(TARGETS),
     "H": (64, 80, 128, 256),
-    "mask": tuple(MASKS),
+    "mask": tuple(name for name in MASKS if name != "documents"),
     "score_mod": tuple(SCORE_MODS),
     "extra": EXTRAS,
 }
 CASES = spread(FACTORS, 320)
 CORE = 40
+# Kernels with a branch of their own, for blocks inside one document.
+DOCUMENTS = (
+    ("v6e", 128, "documents", "none", "stats"),
+    ("v5e", 64, "documents", "soft cap", "grouped heads"),
+    ("v5p", 80, "documents", "relative bias", "dropout"),
+    ("tpu7x", 256, "documents", "dense bias", "sinks"),
+)
 SHAPES: dict[str, tuple[tuple[int, ...], Any]] = {
     "ids": ((B, T), jnp.int32),
     "dense": ((1, 1, T, T), jnp.bool_),
@@ -59,6 +67,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], Any]] = {
 # What each value of a factor reads, of SHAPES.
 READS = {
     "segments": "ids",
+    "documents": "ids",
     "where": "ids",
     "dense": "dense",
     "alibi": "slopes",
@@ -103,7 +112,7 @@ def named(combination: Combination) -> str:
     return ", ".join(str(value) for value in combination)
 
 
-@pytest.mark.parametrize("combination", CASES[:CORE], ids=named)
+@pytest.mark.parametrize("combination", (*CASES[:CORE], *DOCUMENTS[:1]), ids=named)
 def test_forward_and_backward_compile_in_small_blocks(combination: Combination) -> None:
     assert_compiles(combination, block_q=256, block_k=256)
 
@@ -114,7 +123,7 @@ def test_float32_compiles_in_small_blocks(combination: Combination) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("combination", CASES, ids=named)
+@pytest.mark.parametrize("combination", (*CASES, *DOCUMENTS), ids=named)
 def test_forward_and_backward_compile(combination: Combination) -> None:
     assert_compiles(combination)
 
