@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attnjax.api import attention
 from attnjax.masks import Mask, Prefix, as_mask
+from attnjax.sharding.partition import Partition
 
 _SCORES = ("additive", "dot")
 
@@ -69,6 +70,7 @@ class AttentionPooling(nnx.Module):
         self.num_heads = num_heads
         self.score = score
         self.dtype = dtype
+        self.partition: Partition | None = None  # set by `attnjax.nn.spread`
         init = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         shape = (num_heads, hidden // num_heads)
         self.query = nnx.Param(init(rngs.params(), shape, param_dtype))
@@ -129,6 +131,7 @@ class AttentionPooling(nnx.Module):
             mask=allowed[:, :, None, :],
             scale=scale,
             stats=True,
+            partition=self.partition,
         )
         pooled = pooled.reshape(B, F)
         if not return_weights:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from attnjax.nn.options import AttentionOptions
+from attnjax.nn.pooling import AttentionPooling
 from attnjax.sharding.partition import Partition
 
 
@@ -18,19 +19,21 @@ def spread(model: nnx.Module, partition: Partition | None) -> int:
     """Sets the mesh axes that the attention of a model is spread over.
 
     Every module of the model whose `options` are `AttentionOptions` gets this partition in the
-    place of its own; everything else stays as it is. So one model can be built once, without a
-    mesh, and run on any.
+    place of its own, `AttentionPooling` its batch axes, for it has a single query; everything else
+    stays as it is. So one model can be built once, without a mesh, and run on any.
 
     Args:
       model: any module; changed in place.
       partition: the axes; None leaves attention to `jax.jit`.
 
     Returns:
-      How many modules were set.
+      How many modules can spread a sequence; pooling can't.
     """
     found = 0
     module: Any
     for _, module in nnx.iter_modules(model):
+        if isinstance(module, AttentionPooling):
+            module.partition = None if partition is None else Partition(batch=partition.batch)
         options = getattr(module, "options", None)
         if isinstance(options, AttentionOptions):
             module.options = dataclasses.replace(options, partition=partition)
