@@ -158,11 +158,16 @@ def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
     return Task(build_model, loss, predict, evaluate, batches, RULES)
 
 
-def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome | None:
+def train_one(config: Config, data: LabelledText, baseline: Baseline | None) -> Outcome | None:
     """Trains with one seed, measures on the test split and writes the report.
 
+    Args:
+        config: the options.
+        data: the texts.
+        baseline: None in all processes but number 0, which measures and writes.
+
     Returns:
-        The result; None in all processes but number 0.
+        The result; None where there is no baseline.
     """
     encoder = make_encoder(config, data)
     same_everywhere("tokeniser", {"sha256": encoder.tokeniser.fingerprint})
@@ -172,7 +177,7 @@ def train_one(config: Config, data: LabelledText, baseline: Baseline) -> Outcome
     result = run(task, config.train, config.run_dir, describe=config.describe())
     assert result is not None  # only a dry run has none
     classifier = Classifier(result.model(), encoder, data.labels)
-    return finish(result, classifier, data, baseline) if is_main() else None
+    return finish(result, classifier, data, baseline) if baseline is not None else None
 
 
 def make_encoder(config: Config, data: LabelledText) -> TextEncoder:
@@ -198,8 +203,9 @@ def train(config: Config) -> None:
         task = make_task(config, data, make_encoder(config, data))
         run(task, config.train, config.run_dir, describe=config.describe())
         return
-    baseline = tfidf_baseline(data)
-    say(f"baseline: {baseline.describe()}")
+    baseline = tfidf_baseline(data) if is_main() else None
+    if baseline is not None:
+        say(f"baseline: {baseline.describe()}")
     if not config.seeds:
         if (outcome := train_one(config, data, baseline)) is not None:
             say(outcome.describe())

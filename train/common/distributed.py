@@ -137,7 +137,6 @@ class DistributedConfig:
                 flush=True,
             )
 
-
     def _say_late(self) -> None:
         """Says in a sentence what jax, which then aborts the process, says in a stack trace."""
         where = f" at {self.coordinator}" if self.coordinator else ""
