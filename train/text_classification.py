@@ -49,7 +49,7 @@ from train.common import cli
 from train.common.baseline import Baseline, tfidf_baseline
 from train.common.classification import Scores, balanced_weights, cross_entropy
 from train.common.config import TrainConfig
-from train.common.distributed import is_main, same_everywhere
+from train.common.distributed import is_main, main_first, same_everywhere
 from train.common.labelled_text import LabelledText
 from train.common.loop import run
 from train.common.optim import OptimConfig
@@ -197,7 +197,8 @@ def train(config: Config) -> None:
     """Loads the data, trains with each seed, prints the results beside the baseline's."""
     config.train.distributed.start()
     say = partial(print, flush=True) if is_main() else lambda text: None
-    data = config.data.load()
+    with main_first("data"):
+        data = config.data.load()
     say("\n  ".join([data.summary(), *data.notes]))
     if config.train.dry_run:
         task = make_task(config, data, make_encoder(config, data))

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Annotated, Any, Literal, NoReturn
@@ -174,6 +176,20 @@ def barrier(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def main_first(name: str) -> Iterator[None]:
+    """What stands inside is done by process 0, then by the others: it may prepare files for them.
+
+    Args:
+        name: of the barrier between them.
+    """
+    if not is_main():
+        barrier(name)
+    yield
+    if is_main():
+        barrier(name)
 
 
 def same_everywhere(what: str, values: dict[str, Any]) -> None:
