@@ -75,6 +75,19 @@ class Layout:
         """The sharding of a batch: its examples over `BATCH_AXES`."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
 
+    def check_used(self, axis: str) -> None:
+        """Checks that an axis that splits parameters, and no batch, does split some.
+
+        Raises:
+            ValueError: its devices would all do the same.
+        """
+        places = jax.tree.leaves(self.state["model"]["params"])
+        if self.mesh.shape[axis] > 1 and not any(axis in _axes(place.spec) for place in places):
+            raise ValueError(
+                f"mesh: {axis}={self.mesh.shape[axis]} splits no parameter of this model, so that "
+                "its devices would repeat each other's work; give them to data or fsdp"
+            )
+
     def rows(self, size: int) -> np.ndarray:
         """The places in a batch of `size` examples of those that this process's devices hold."""
         held = self.batch.addressable_devices_indices_map((size,)).values()
@@ -121,3 +134,10 @@ class Layout:
                 return function(*arguments)
 
         return traced
+
+
+def _axes(spec: PartitionSpec) -> set[str]:
+    """The mesh axes that a PartitionSpec names."""
+    return {
+        name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)
+    }

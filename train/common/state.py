@@ -159,7 +159,7 @@ def plan_state(
         prepare_model(model, config, None if mesh is None else mesh.shape)
         return model
 
-    return blueprint(
+    start = blueprint(
         build,
         optimizer,
         seed=config.seed,
@@ -167,6 +167,9 @@ def plan_state(
         mesh=mesh,
         rules=task.rules,
     )
+    if start.layout is not None:
+        start.layout.check_used("model")
+    return start
 
 
 def abstract(tree: Any) -> Any:
