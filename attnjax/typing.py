@@ -13,8 +13,10 @@ The letters are those of `jax.nn.dot_product_attention`, plus `D`:
 | D | head width of values |
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -36,6 +38,12 @@ class Index(NamedTuple):
     h: Array
     q: Array
     k: Array
+
+    def moved(self, origin: Any) -> Index:
+        """Returns the positions in a whole call of a part that begins at `origin`, or at 0."""
+        if origin is None:
+            return self
+        return Index(*(x + origin[n] for n, x in enumerate(self)))
 
 
 ScoreFn = Callable[..., Array]

@@ -166,14 +166,6 @@ class Tiling:
         return part.reshape(sizes.get("B", 1), *split, *times, *features)
 
 
-def positions(tiling: Tiling, at: Origin, origin: Array | None) -> Index:
-    """Returns the positions of a tile in the whole call, of which `tiling` may cut a part."""
-    index = tiling.index(at)
-    if origin is None:
-        return index
-    return Index(*(x + origin[n] for n, x in enumerate(index)))
-
-
 def _skew(rows: Array, block_q: int, block_k: int) -> Array:
     """Turns values by relative position into a tile: `out[..., i, j] = rows[..., j - i + bq - 1]`.
 

@@ -156,7 +156,9 @@ class TileProgram:
         return result
 
 
-def lower_scores(mods: tuple[ScoreMod | ScoreFn, ...], scale: Array, tile: Tile) -> TileProgram:
+def lower_scores(
+    mods: tuple[ScoreMod | ScoreFn, ...], scale: Array, tile: Tile, origin: Array | None = None
+) -> TileProgram:
     """Lowers the scale and the score_mods to a program `(dot products, index) -> scores`.
 
     The scale is the first of the program's operands.
@@ -165,6 +167,7 @@ def lower_scores(mods: tuple[ScoreMod | ScoreFn, ...], scale: Array, tile: Tile)
       mods: applied from left to right.
       scale: factor of the dot products.
       tile: the tile.
+      origin: as in `Problem`; the program takes positions in the whole call.
 
     Returns:
       The program, on float32.
@@ -188,11 +191,20 @@ def lower_scores(mods: tuple[ScoreMod | ScoreFn, ...], scale: Array, tile: Tile)
             score = check_scores(new, score)
         return score
 
-    return _lower(function, operands, tile, (jax.ShapeDtypeStruct(tile.shape, jnp.float32),))
+    dots = jax.ShapeDtypeStruct(tile.shape, jnp.float32)
+    return _lower(function, operands, tile, (dots,), origin)
 
 
-def lower_mask(mask: Mask, tile: Tile) -> TileProgram:
+def lower_mask(mask: Mask, tile: Tile, origin: Array | None = None) -> TileProgram:
     """Lowers a mask to a program `index -> bool` that broadcasts against a tile of scores.
+
+    Args:
+      mask: the mask.
+      tile: the tile.
+      origin: as in `lower_scores`.
+
+    Returns:
+      The program.
 
     Raises:
       NotImplementedError: if a `Where` does what a kernel cannot do.
@@ -205,7 +217,7 @@ def lower_mask(mask: Mask, tile: Tile) -> TileProgram:
     def function(index: Index, parts: Iterator[Array]) -> Array:
         return evaluate(mask, index, lambda _: next(parts))
 
-    return _lower(function, operands, tile, ())
+    return _lower(function, operands, tile, (), origin)
 
 
 def _wide(operand: Operand) -> Operand:
@@ -235,6 +247,7 @@ def _lower(
     operands: tuple[Operand, ...],
     tile: Tile,
     tiles: tuple[jax.ShapeDtypeStruct, ...],
+    origin: Array | None,
 ) -> TileProgram:
     def flat(*args: Array) -> Array:
         inputs, positions = args[: len(tiles)], Index(*args[len(tiles) : len(tiles) + 4])
@@ -247,13 +260,13 @@ def _lower(
     parts = (jax.ShapeDtypeStruct(part_shape(o, tile), o.array.dtype) for o in operands)
     closed = trace(flat, *tiles, *index, *parts)
     program, lookups, scalars = split(closed, len(tiles), tile.shape, tile.rows)
-    found = (_wide(_look_up(lookup, tile, n)) for n, lookup in enumerate(lookups))
+    found = (_wide(_look_up(lookup, tile, n, origin)) for n, lookup in enumerate(lookups))
     captured = (Operand(f"captured number {n}", x, "") for n, x in enumerate(scalars))
     every = (*operands, *found, *(_wide(o) for o in captured))
     return TileProgram(program, every, all(lookup.linear for lookup in lookups))
 
 
-def _look_up(lookup: Lookup, tile: Tile, n: int) -> Operand:
+def _look_up(lookup: Lookup, tile: Tile, n: int, origin: Array | None) -> Operand:
     """Computes a value for all positions: an operand over the axes that it depends on."""
     size = {"T": -(-tile.T // tile.block_q), "S": -(-tile.S // tile.block_k)} | {
         "B": tile.B,
@@ -262,7 +275,8 @@ def _look_up(lookup: Lookup, tile: Tile, n: int) -> Operand:
     block = {"T": tile.block_q, "S": tile.block_k}
 
     def first(b: Array, h: Array, i: Array, j: Array) -> Array:
-        return lookup.compute(*tile.index(b, h, i * tile.block_q, j * tile.block_k))
+        index = tile.index(b, h, i * tile.block_q, j * tile.block_k)
+        return lookup.compute(*index.moved(origin))
 
     at: Callable[..., Array] = first
     for letter in reversed(lookup.letters):

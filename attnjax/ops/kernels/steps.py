@@ -126,7 +126,13 @@ def length(shape: Shape, words: Array) -> int | Array:
 
 
 def make_steps(
-    mask: Mask, tiling: Tiling, *, by: str, apart: bool = False, budget: int = BUDGET
+    mask: Mask,
+    tiling: Tiling,
+    *,
+    by: str,
+    apart: bool = False,
+    origin: Array | None = None,
+    budget: int = BUDGET,
 ) -> Steps:
     """Lists the steps of a kernel, for static masks on the host, for others in the trace.
 
@@ -136,6 +142,7 @@ def make_steps(
       by: `T` if rows are blocks of queries, `S` if they are blocks of keys.
       apart: whether a FULL block must have all its keys on one side of all its queries, and which
         side is told; for `by="T"`.
+      origin: as in `Problem`.
       budget: most bytes of scalar memory that the schedule may take.
 
     Returns:
@@ -145,8 +152,8 @@ def make_steps(
       NotImplementedError: if there are more blocks than a kernel can number.
     """
     assert tiling.block_b == 1, "kernels visit one batch element at a time"
-    host = is_concrete(*mask.leaves())
-    kinds: Any = tile_kinds(mask, tiling, host=host, apart=apart)
+    host = is_concrete(*mask.leaves()) and origin is None
+    kinds: Any = tile_kinds(mask, tiling, host=host, apart=apart, origin=origin)
     blocks = (tiling.block_q, tiling.block_k) if apart else None
     if by == "S":
         kinds = kinds.swapaxes(1, 2)
@@ -164,10 +171,10 @@ def make_steps(
     if batch * count * 4 <= budget:
         possible = [PARTIAL, FULL]
         if apart:
-            kinds = _tell_side(kinds, tiling, host=host)
+            kinds = _tell_side(kinds, tiling, origin, host=host)
             possible.append(FULL_AFTER)
         if (parts := positional.split(mask)) is not None:
-            rest: Any = tile_kinds(parts[1], tiling, host=host)
+            rest: Any = tile_kinds(parts[1], tiling, host=host, origin=origin)
             rest = rest if by == "T" else rest.swapaxes(1, 2)
             xp: Any = np if host else jnp
             kinds = xp.where((kinds == PARTIAL) & (rest == FULL), xp.int8(POSITIONAL), kinds)
@@ -182,16 +189,21 @@ def make_steps(
             f"a schedule of {batch} x {rows} rows of blocks takes more than {budget} bytes of "
             "scalar memory. Use larger blocks, or shard the batch."
         )
+    if apart and origin is not None:
+        # Ranges tell sides by block numbers, which are those of the part.
+        kinds = jnp.where(kinds == FULL, jnp.int8(PARTIAL), kinds)
     words, width = _ranges(kinds)
     possible = [PARTIAL, FULL, FULL_AFTER] if apart else [PARTIAL, FULL]
     shape = Shape(rows * width, tuple(possible), width, batch > 1, blocks, width == 1)
     return Steps(jnp.asarray(words), shape)
 
 
-def _tell_side(kinds: Any, tiling: Tiling, *, host: bool) -> Any:
+def _tell_side(kinds: Any, tiling: Tiling, origin: Array | None, *, host: bool) -> Any:
     xp: Any = np if host else jnp
     rows, columns = kinds.shape[1:]
     q, k = xp.arange(rows)[:, None] * tiling.block_q, xp.arange(columns) * tiling.block_k
+    if origin is not None:
+        q, k = q + origin[2], k + origin[3]
     return xp.where((kinds == FULL) & (k > q), xp.int8(FULL_AFTER), kinds)
 
 

@@ -31,7 +31,7 @@ from attnjax.ops.schedule import Schedule, make_schedules
 from attnjax.ops.softmax.problem import Known, Problem
 from attnjax.ops.softmax.stats import AttentionStats, stats_of
 from attnjax.ops.softmax.tiling import make_tiling
-from attnjax.ops.tiles import Origin, Tiling, positions
+from attnjax.ops.tiles import Origin, Tiling
 from attnjax.typing import Index
 
 _REFUSAL = (
@@ -463,7 +463,7 @@ def _update(
     `partial` blocks need the mask. Scores that are `small` are scaled dot products, nothing else.
     """
     t = kernel.tiling
-    index = positions(t, at, arguments.origin)
+    index = t.index(at).moved(arguments.origin)
     k, v = kernel.keys(inputs.k, at), kernel.keys(inputs.v, at)
     dots = kernel.dots(q, k)
     captured = kernel.scores.inputs(t, at)
@@ -729,7 +729,7 @@ def _pull_back(
     """Adds what one block contributes to the cotangents."""
     t = kernel.tiling
     dq, dk, dv, dscores = sums
-    index = positions(t, at, arguments.origin)
+    index = t.index(at).moved(arguments.origin)
     q = kernel.fold(kernel.rows(inputs.q, at))
     k, v = kernel.keys(inputs.k, at), kernel.keys(inputs.v, at)
     d_out = kernel.fold(kernel.rows(rows.out, at))

@@ -37,9 +37,7 @@ def attend(problem: Problem) -> tuple[Array, AttentionStats | None]:
         jnp.arange(size["N"]).reshape(1, -1, 1, 1),
         jnp.arange(size["T"]).reshape(1, 1, -1, 1),
         jnp.arange(size["S"]).reshape(1, 1, 1, -1),
-    )
-    if problem.origin is not None:
-        index = Index(*(x + problem.origin[n] for n, x in enumerate(index)))
+    ).moved(problem.origin)
     precision = default_precision(dtype, problem.precision)
     fetch = whole(size["T"], size["S"])
 

@@ -49,8 +49,8 @@ def _try_lowering(problem: Problem) -> None:
     from attnjax.ops.kernels.tpu_parts import parts_of
 
     tile = tile_of(problem)
-    parts_of(lower_scores(problem.score_mods, problem.scale, tile), tile)
-    parts_of(lower_mask(problem.mask, tile), tile)
+    parts_of(lower_scores(problem.score_mods, problem.scale, tile, problem.origin), tile)
+    parts_of(lower_mask(problem.mask, tile, problem.origin), tile)
     if 0 not in (problem.sizes[a] for a in "BTSN"):
         for by in "TS":
             steps_of(problem, tile, by)

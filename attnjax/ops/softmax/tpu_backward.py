@@ -56,6 +56,7 @@ class _Reads(NamedTuple):
     rows: Any
     scale: Any
     words: Any
+    origin: Any
     scores: Any
     mask: Any
 
@@ -130,6 +131,7 @@ def backward(
         rows_in,
         arguments.scores[0].reshape(1),
         arguments.dropout,
+        arguments.origin,
         None,
         None,
     )
@@ -262,6 +264,7 @@ def _run(run: _Run, arguments: Arguments, reads: _Reads, like: tuple[Array, ...]
         at((_ROWS, t.block_q), lambda p: (p.b, p.h, 0, p.i)),
         smem,
         None if reads.words is None else smem,
+        None if reads.origin is None else smem,
         run.score_parts.specs(locate),
         run.mask_parts.specs(locate),
     )
@@ -336,7 +339,7 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
         h = h * run.groups + g
     step = steps.read(run.own.steps, words_ref, b, s)
     i, j = (step.column, step.row) if by_key else (step.row, step.column)
-    index = t.index(b, h, i * t.block_q, j * t.block_k)
+    index = t.index(b, h, i * t.block_q, j * t.block_k).moved(reads.origin)
     window = run.score_parts.transports[0].window(Place(b, h, i, j))
     first = step.first == 1
 
@@ -376,7 +379,7 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
     def visit(kind: int) -> None:
         parts = run.score_parts.read(reads.scores, score_columns, b, h)
         read = functools.partial(run.mask_parts.read, reads.mask, mask_columns, b, h)
-        chosen = allowed(run.own, kind, index, read)
+        chosen = allowed(run.own, kind, index, read, reads.origin)
         if row_columns is None:
             rows = [reads.rows[n : n + 1, :] for n in range(4 if run.entropy else 2)]
         else:

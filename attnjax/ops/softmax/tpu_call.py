@@ -43,6 +43,7 @@ class Arguments(NamedTuple):
     by_query: Array
     back_by_query: Array
     by_key: Array
+    origin: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,9 @@ def across(x: Array, width: int) -> Array:
     return jnp.tile(x, (1, width // LANES))
 
 
-def allowed(run: Pass, kind: int, index: Index, read: Callable[[int], list[Array]]) -> Array | None:
+def allowed(
+    run: Pass, kind: int, index: Index, read: Callable[[int], list[Array]], origin: Any
+) -> Array | None:
     """Evaluates as much of a mask as a block needs.
 
     Args:
@@ -153,6 +156,7 @@ def allowed(run: Pass, kind: int, index: Index, read: Callable[[int], list[Array
       kind: the kind of the block.
       index: its positions.
       read: reads the parts of that many of the mask's operands.
+      origin: as in `Problem`, or a reference to it.
 
     Returns:
       What is allowed, without the keys that only fill the last block; None where all is.
@@ -162,7 +166,7 @@ def allowed(run: Pass, kind: int, index: Index, read: Callable[[int], list[Array
         return None
     result = program(index=index, parts=read(len(program.operands)))
     if run.tile.S % run.tile.block_k:
-        result &= index.k < run.tile.S
+        result &= index.k < run.tile.S + (0 if origin is None else origin[3])
     shape = jnp.broadcast_shapes(index.q.shape, index.k.shape)
     return jnp.broadcast_to(result, shape)
 

@@ -21,6 +21,7 @@ from jaxtyping import Array
 from attnjax.masks import EMPTY, PARTIAL
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.kernels import steps
+from attnjax.ops.kernels.programs import Tile
 from attnjax.ops.kernels.tpu_parts import LANES, Place, parts_of, to_column
 from attnjax.ops.softmax.tpu_call import (
     LN2,
@@ -53,6 +54,7 @@ class _Reads(NamedTuple):
     units: Any
     sinks: Any
     words: Any
+    origin: Any
     scores: Any
     mask: Any
 
@@ -108,6 +110,7 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
         jnp.stack([unit * LOG2E, unit]),
         None if arguments.sinks is None else arguments.sinks.astype(jnp.float32),
         arguments.dropout,
+        arguments.origin,
         score_parts.arrays(scores),
         mask_parts.arrays(mask),
     )
@@ -131,6 +134,7 @@ def forward(call: Call, arguments: Arguments, inputs: Inputs) -> tuple[Array, Ar
         smem,
         None if reads.sinks is None else smem,
         None if reads.words is None else smem,
+        None if reads.origin is None else smem,
         score_parts.specs(locate),
         mask_parts.specs(locate),
     )
@@ -182,7 +186,7 @@ def _kernel(
     t = call.forward.tile
     shape = call.forward.steps
     step = steps.read(shape, words_ref, b, s)
-    index = t.index(b, h, step.row * t.block_q, step.column * t.block_k)
+    index = t.index(b, h, step.row * t.block_q, step.column * t.block_k).moved(reads.origin)
 
     @pl.when(step.first == 1)
     def turn() -> None:
@@ -200,7 +204,7 @@ def _kernel(
     def visit(before: _State | None, kind: int) -> _State:
         parts = score_parts.read(reads.scores, score_columns, b, h)
         read = functools.partial(mask_parts.read, reads.mask, mask_columns, b, h)
-        chosen = allowed(call.forward, kind, index, read)
+        chosen = allowed(call.forward, kind, index, read, reads.origin)
         after = kind == steps.FULL_AFTER
         return _update(call, reads, before, step, index, parts, chosen, after=after)
 
@@ -273,7 +277,8 @@ def _update(
     weight = jnp.exp2(exponent)
     (kept,) = drop(call, reads.words, index, weight)
     out = dot(call, kept.astype(reads.v.dtype), reads.v[...], (1, 0))
-    total, reach = _reach(call, step, index, weight, full=chosen is None, after=after)
+    corner = _corner(t, step, reads.origin)
+    total, reach = _reach(call, corner, index, weight, full=chosen is None, after=after)
     surprise = first = None
     if call.stats:
         if chosen is not None or not call.only_scaled:
@@ -283,7 +288,7 @@ def _update(
         width = min(LANES, t.block_k)
         begun = jnp.full_like(largest, MASKED) if state is None else state.first
         # No branch: the compiler would not move anything past it.
-        first = jnp.where(step.column == 0, score[:, :width], begun[:, :width])
+        first = jnp.where(corner[1] == 0, score[:, :width], begun[:, :width])
         first = jnp.concatenate([first, begun[:, width:]], axis=1) if width < LANES else first
     if state is None:
         return _State(largest, out, total, surprise, reach, first)
@@ -306,9 +311,15 @@ def lane_sums(x: Array) -> Array:
     return functools.reduce(jnp.add, (x[:, c : c + LANES] for c in range(0, width, LANES)))
 
 
+def _corner(tile: Tile, step: steps.Step, origin: Any) -> tuple[Array, Array]:
+    """Returns the first query and the first key of a block."""
+    q, k = step.row * tile.block_q, step.column * tile.block_k
+    return (q, k) if origin is None else (q + origin[2], k + origin[3])
+
+
 def _reach(
     call: Call,
-    step: steps.Step,
+    corner: tuple[Array, Array],
     index: Index,
     weight: Array,
     *,
@@ -336,7 +347,7 @@ def _reach(
         total = total + chunk
     row = jax.lax.broadcasted_iota(jnp.int32, total.shape, 0)
     lane = jax.lax.broadcasted_iota(jnp.int32, total.shape, 1)
-    q, k = step.row * tile.block_q + row, step.column * tile.block_k + lane
+    q, k = corner[0] + row, corner[1] + lane
     # Of the nearest chunk: the last where keys come before queries, else the first.
     near = k - q if after else q - k - (tile.block_k - LANES)
     return total, far * LANES + total * near.astype(jnp.float32)

@@ -17,7 +17,7 @@ from attnjax.ops.kernels.programs import Tile, TileProgram, lower_mask, lower_sc
 from attnjax.ops.kernels.steps import POSITIONAL, Shape
 from attnjax.ops.softmax import blockwise
 from attnjax.ops.softmax.problem import Problem
-from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.stats import AttentionStats, stats_of
 from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.ops.softmax.tpu_backward import backward
 from attnjax.ops.softmax.tpu_call import Arguments, Call, Pass, inputs_of
@@ -53,8 +53,8 @@ def compute(problem: Problem, tile: Tile, back: Tile) -> tuple[Array, AttentionS
     passes: list[Pass] = []
     schedules, arrays = [], []
     for own, by in ((tile, "T"), (back, "T"), (back.turned(), "S")):
-        scores = lower_scores(problem.score_mods, problem.scale, own)
-        mask = lower_mask(positional.reordered(problem.mask), own)
+        scores = lower_scores(problem.score_mods, problem.scale, own, problem.origin)
+        mask = lower_mask(positional.reordered(problem.mask), own, problem.origin)
         steps = steps_of(problem, own, by, apart=problem.stats and not passes)
         part = _positional(problem, own, steps.shape)
         passes.append(Pass(own, scores.bare(), mask.bare(), steps.shape, part))
@@ -82,16 +82,13 @@ def compute(problem: Problem, tile: Tile, back: Tile) -> tuple[Array, AttentionS
     op = differentiable(
         functools.partial(_forward, call, structure, declared),
         functools.partial(_backward, call, structure, declared),
-        num_smooth=3 if problem.stats else 1,
+        num_smooth=3 if problem.stats else 2,
         refusal=_REFUSAL,
         plain=functools.partial(_plain, run_plain, structure),
         check_plain=functools.partial(_check_plain, structure, passes[0].scores.linear),
     )
     out, *rows = op(*flat)
-    if not problem.stats:
-        return out, None
-    logsumexp, entropy, max_logit, sink_mass, distance = rows
-    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+    return out, stats_of(problem, *rows)
 
 
 def _positional(problem: Problem, tile: Tile, shape: Shape) -> TileProgram | None:
@@ -99,7 +96,7 @@ def _positional(problem: Problem, tile: Tile, shape: Shape) -> TileProgram | Non
     parts = positional.split(problem.mask)
     if parts is None or POSITIONAL not in shape.kinds:
         return None
-    program = lower_mask(parts[0], tile).bare()
+    program = lower_mask(parts[0], tile, problem.origin).bare()
     assert len(program.operands) == len(parts[0].operands()), "it takes the first of all operands"
     return program
 
@@ -147,6 +144,7 @@ def _arguments(given: _Given, declared: int) -> Arguments:
         given.mask,
         words,
         *given[3:],
+        given.plain.origin,
     )
 
 
@@ -154,7 +152,12 @@ def _forward(
     call: Call, structure: Any, declared: int, flat: tuple[Array, ...]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Computes outputs and statistics; the residuals are what the backward pass reuses."""
-    arguments = _arguments(jax.tree.unflatten(structure, flat), declared)
+    given: _Given = jax.tree.unflatten(structure, flat)
+    if (known := given.plain.known) is not None:
+        found = tuple(x for x in known if x is not None)
+        rest = (jnp.zeros_like(known.logsumexp),) * 3 if call.stats else ()
+        return (*found, *rest), found
+    arguments = _arguments(given, declared)
     tile = call.forward.tile
     inputs = inputs_of(tile, arguments)
     out, rows = forward(call, arguments, inputs)
@@ -164,9 +167,7 @@ def _forward(
     out = jnp.moveaxis(out[:, :, : tile.T] + spoil[..., None].astype(out.dtype), 1, 2)
     names = (0, 2, 1, 3, 4) if call.stats else (0,)
     numbers = tuple(rows[:, :, n, : tile.T] + spoil for n in names)
-    if call.stats:
-        return (out, *numbers), (out, *numbers[:2])
-    return (out,), (out, *numbers)
+    return (out, *numbers), (out, *numbers[:2])
 
 
 def _backward(

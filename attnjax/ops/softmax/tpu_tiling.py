@@ -101,4 +101,5 @@ def _tiling(problem: Problem, tile: Tile) -> Tiling:
 
 def steps_of(problem: Problem, tile: Tile, by: str, *, apart: bool = False) -> Steps:
     """Returns the schedule of a kernel on these tiles; see `make_steps`."""
-    return make_steps(problem.mask, _tiling(problem, tile), by=by, apart=apart)
+    tiles, origin = _tiling(problem, tile), problem.origin
+    return make_steps(problem.mask, tiles, by=by, apart=apart, origin=origin)
