@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,14 +146,14 @@ def check_ids(run_dir: Path, alone: Path, *, processes: int, steps: int, resumed
         steps: of the whole run.
         resumed: the steps that the processes may have started after.
     """
-    whole = {row["step"]: row["ids"] for row in _recorded(next(_ids(alone)))}
+    (rows,) = recorded(alone, 0).values()
+    whole = {row["step"]: row["ids"] for row in rows}
     assert sorted(whole) == list(range(1, steps + 1))
     share = BATCH // processes
     for rank in range(processes):
         places = slice(rank * share, (rank + 1) * share)
         given: set[int] = set()
-        for path in _ids(run_dir, rank):
-            rows = _recorded(path)
+        for path, rows in recorded(run_dir, rank).items():
             first = rows[0]["step"]
             assert first - 1 in resumed, f"{path} begins with step {first}"
             assert [row["step"] for row in rows] == list(range(first, first + len(rows)))
@@ -169,15 +169,13 @@ def without_times(run_dir: Path) -> list[dict]:
     return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
 
 
-def _ids(run_dir: Path, rank: int = 0) -> Iterator[Path]:
-    """The files of ids that the processes of one number wrote."""
-    return Path(f"{run_dir}-ids").glob(f"process{rank}-pid*.jsonl")
-
-
-def _recorded(path: Path) -> list[dict]:
-    """Its rows; a kill may have cut off the last one."""
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+def recorded(run_dir: Path, rank: int) -> dict[Path, list[dict]]:
+    """The steps and ids that the processes of one number were given, by the file of each."""
+    return {
+        # A kill may have cut off the last line.
+        path: [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        for path in Path(f"{run_dir}-ids").glob(f"process{rank}-pid*.jsonl")
+    }
 
 
 def _seconds_to_end(pids: Sequence[int]) -> float:

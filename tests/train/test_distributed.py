@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.train.kill_ranks import assert_same, check, launched, toy
+from tests.train.kill_ranks import assert_same, check, launched, recorded, toy
 from tests.train.toy import toy_train
 from train.common import distributed
 from train.common.distributed import DistributedConfig, broadcast, is_lost, same_everywhere
@@ -115,3 +117,43 @@ def test_a_process_that_is_missing_is_not_waited_for_forever(tmp_path: Path) -> 
     )
     assert done.returncode != 0 and time.monotonic() - start < 60
     assert "not all processes have met at 127.0.0.1:1 within 10 seconds" in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_split_a_model_are_given_the_same_examples(tmp_path: Path) -> None:
+    mesh = ["--mesh", "data=2,model=2"]
+    four, one = tmp_path / "four", tmp_path / "one"
+    subprocess.run(launched([*toy(four, steps=10, every=5), *mesh], 4), check=True)
+    subprocess.run(launched([*toy(one, steps=10, every=5), *mesh], 1, devices=4), check=True)
+    assert_same(four, one)
+    (whole,) = recorded(one, 0).values()
+    for rank, places in enumerate([slice(0, 6), slice(0, 6), slice(6, 12), slice(6, 12)]):
+        (given,) = recorded(four, rank).values()
+        assert given == [{**row, "ids": row["ids"][places]} for row in whole]
+
+
+@pytest.mark.slow
+def test_text_classification_with_two_processes(tmp_path: Path) -> None:
+    """Two seeds one after another, to the same test results and words as with one process."""
+    texts = tmp_path / "texts.tsv"
+    words = ("good fine nice", "bad poor sad", "blue red green")
+    rows = [f"{words[i % 3]} {i}\tlabel{i % 3}" for i in range(150)]
+    texts.write_text("\n".join(["text\tlabel", *rows]) + "\n")
+
+    def results(name: str, *launch: str, mesh: tuple[str, ...] = ()) -> list[dict]:
+        run_dir = tmp_path / name
+        command = [
+            *(sys.executable, *launch, "-m", "train.text_classification", *mesh),
+            *("--run-dir", str(run_dir), "--data", str(texts), "--seeds", "0", "1"),
+            *("--train.epochs", "None", "--train.steps", "12", "--train.batch-size", "16"),
+            *("--train.eval-batch-size", "16", "--train.no-tensorboard"),
+        ]
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1" if launch else "2"}
+        subprocess.run(command, check=True, env=environment)
+        assert (run_dir / "seed-1" / "report.html").is_file()
+        return [json.loads((run_dir / f"seed-{i}" / "result.json").read_text()) for i in (0, 1)]
+
+    launcher = ("-m", "train.launch", "--processes", "2", "--restarts", "0", "--", sys.executable)
+    two = results("two", *launcher)
+    assert two == results("one", mesh=("--mesh", "data=2"))
+    assert two[0]["test"]["accuracy"] > 0.9
