@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from attnjax.sharding.rules import Rules
 from train.common.cli import guarded, parse
 from train.common.config import TrainConfig
 from train.common.distributed import is_main
@@ -25,6 +26,11 @@ from train.common.loop import run
 from train.common.task import Batch, Task
 
 FEATURES, CLASSES = 5, 3
+RULES = Rules(
+    paths=((r"\bfirst\.kernel$", (None, "hidden")), (r"\blast\.kernel$", ("hidden", None))),
+    axes=(("hidden", "model"),),
+)
+"""The hidden layer over the mesh axis `model`."""
 
 
 class ToyNet(nnx.Module):
@@ -146,7 +152,14 @@ def evaluate(results: list[tuple[np.ndarray, Batch]]) -> dict[str, float]:
 
 
 def toy_task(**changes: object) -> Task:
-    task = Task(build_model=ToyNet, loss=loss, predict=predict, evaluate=evaluate, data=ToyData())
+    task = Task(
+        build_model=ToyNet,
+        loss=loss,
+        predict=predict,
+        evaluate=evaluate,
+        data=ToyData(),
+        rules=RULES,
+    )
     return dataclasses.replace(task, **changes)
 
 
