@@ -31,6 +31,7 @@ def test_forward_mode() -> None:
     assert_same(transform, arguments(), arguments(1))
 
 
+@pytest.mark.slow
 def test_forward_over_reverse() -> None:
     def transform(attend: Attend) -> Callable[..., Any]:
         return lambda x, t: jax.jvp(jax.grad(lambda y: loss(attend, y)), (x,), (t,))
@@ -58,6 +59,7 @@ def test_forward_over_reverse_by_captured_arrays(name: str) -> None:
     assert_same(transform, arguments(), arguments(1), tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_forward_over_reverse_of_what_is_computed_before_it_is_indexed() -> None:
     """Kernels and plain JAX would both count how the lookup bends; the gradient itself is right."""
 
@@ -94,6 +96,7 @@ def test_reverse_over_reverse_says_what_to_do() -> None:
         jax.eval_shape(jax.grad(f), x["q"])
 
 
+@pytest.mark.slow
 def test_vmap_of_values_and_gradients() -> None:
     members: list[dict[str, Any]] = [
         arguments(n) | {"length": jnp.int32(n), "key": jax.random.key(n)} for n in (0, 1)
@@ -112,6 +115,7 @@ def test_vmap_of_values_and_gradients() -> None:
         assert_trees_close(jax.tree.map(lambda x, n=n: x[n], found), one(member))
 
 
+@pytest.mark.slow
 def test_gradient_of_checkpoint_of_scan() -> None:
     x = arguments()
     layers = jnp.stack([jnp.eye(3, 6) + 0.1 * n for n in range(2)])

@@ -117,7 +117,7 @@ def test_forward_and_backward_compile_in_small_blocks(combination: Combination) 
     assert_compiles(combination, block_q=256, block_k=256)
 
 
-@pytest.mark.parametrize("combination", CASES[:: len(CASES) // 4], ids=named)
+@pytest.mark.parametrize("combination", CASES[:: len(CASES) // 2], ids=named)
 def test_float32_compiles_in_small_blocks(combination: Combination) -> None:
     assert_compiles(combination, jnp.float32, block_q=256, block_k=256)
 
