@@ -29,15 +29,18 @@ def sentences(count: int, seed: int) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("files")
+def write_files(folder: Path) -> dict[str, Path]:
     paths = {}
     for seed, (name, count) in enumerate({"train": 300, "dev": 40, "test": 60}.items()):
         lines = [json.dumps({"text": t, "label": y}) for t, y in sentences(count, seed)]
         paths[name] = folder / f"{name}.jsonl"
         paths[name].write_text("\n".join(lines), encoding="utf-8")
     return paths
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    return write_files(tmp_path_factory.mktemp("files"))
 
 
 def arguments(files: dict[str, Path], run_dir: Path, *more: str) -> list[str]:
