@@ -99,6 +99,45 @@ def test_a_signal_to_one_process_stops_all_at_one_step(signum: int, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_silent_process_counts_as_dead(tmp_path: Path) -> None:
+    """A process that is stopped closes no connection: only its heartbeats are missed."""
+    run_dir = tmp_path / "run"
+    command = launched(toy(run_dir, steps=5000, every=10, delay=0.05), 3)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as launcher:
+        first = next(line for line in launcher.stderr if "attempt 1" in line)
+        pids = [int(pid) for pid in re.search(r"\(([\d ]+)\)", first)[1].split()]
+        while not (run_dir / "checkpoints" / "00000010").is_dir():
+            time.sleep(0.01)
+        os.kill(pids[1], signal.SIGSTOP)
+        start = time.monotonic()
+        next(line for line in launcher.stderr if "[launch] process" in line)
+        assert time.monotonic() - start < DistributedConfig().stop_seconds
+        os.kill(pids[1], signal.SIGKILL)
+        said = launcher.stderr.read()
+    assert launcher.returncode not in (0, 128 + signal.SIGKILL), said
+
+
+@pytest.mark.slow
+def test_slurm_tells_the_processes_who_they_are(tmp_path: Path) -> None:
+    command = [*toy(tmp_path / "run", steps=5, every=5), "--distributed", "auto"]
+    job = str(20_000 + os.getpid() % 10_000)  # from which jax derives the port
+    slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "2 processes with 2 devices" in said[0]
+    assert "finished at step 5 of 5" in said[0] and "finished" not in said[1]
+
+
+@pytest.mark.slow
 def test_processes_with_different_configs_do_not_train(tmp_path: Path) -> None:
     script = 'exec "$@" --train.seed "${!#}"'  # the last argument: the process's number
     command = ["bash", "-c", script, "bash", *toy(tmp_path / "run", steps=5, every=5)]

@@ -31,7 +31,8 @@ EXIT_CODES = """exit status:
   2        the command line, the config, the data or the run directory is wrong
   3        the numbers became NaN or infinite
   4        no checkpoint of the run directory can be read
-  75       with several processes: a bug, or another process ended; run it again to go on
+  75, 134  of several processes: a bug, or another process ended or fell silent (134: jax's
+           abort); start all of them again to go on
   128 + n  stopped by signal n (143: SIGTERM, 130: SIGINT) after saving; run it again to go on"""
 
 
