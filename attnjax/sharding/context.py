@@ -103,15 +103,24 @@ def _compute(
     times = () if found.method == "ulysses" else found.sequence
     row = PartitionSpec(found.batch or None, rows or None, times or None)
     out = PartitionSpec(found.batch or None, found.sequence or None, found.heads or None, None)
+    places = specs(pieces, found, sizes)
     run = jax.shard_map(
         device.plain,
-        in_specs=specs(pieces, found, sizes),
+        in_specs=places,
         out_specs=(out, (row,) * 5 if problem.stats else None),
         axis_names=_free_axes(),
         check_vma=False,
     )
+
+    def placed(*arrays: Array) -> tuple[Array, tuple[Array, ...] | None]:
+        if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+            # Over explicit axes jax.shard_map takes only what lies there already.
+            arrays = tuple(map(jax.reshard, arrays, places))
+        result: tuple[Array, tuple[Array, ...] | None] = run(*arrays)
+        return result
+
     # Outside jax.jit, shard_map would run, and compile, one operation after the other.
-    out, stats = jax.jit(run)(*pieces.arrays)
+    out, stats = jax.jit(placed)(*pieces.arrays)
     return out, None if stats is None else AttentionStats(*stats)
 
 
