@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from attnjax.api import explain
@@ -117,13 +117,19 @@ def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
 
 
 def make_mesh(target: Target, sizes: Mapping[str, int]) -> Mesh:
-    """Lays a mesh over the devices of a target as `jax.make_mesh` would on the real ones."""
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=np.asarray(target.topology_devices()).tolist(),
-    )
+    """Lays a mesh over the devices of a target, along their links.
+
+    Where whole dimensions of the network do not make up the mesh's axes, `jax.make_mesh` gives up;
+    here they are split then.
+    """
+    kinds, devices = (AxisType.Auto,) * len(sizes), [*target.topology_devices()]
+    try:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+    except NotImplementedError:
+        laid = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+        return Mesh(laid, tuple(sizes), axis_types=kinds)
 
 
 def attention_flops(q: Any, k: Any, mask: Mask, *, forward: int, backward: int) -> int:
