@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.train.kill import checkpoints
 from tests.train.kill_ranks import assert_same, check, launched, recorded, toy
 from tests.train.toy import toy_train
 from train.common import distributed
@@ -75,6 +76,19 @@ def test_four_processes_survive_ten_kills(tmp_path: Path) -> None:
     assert_same(tmp_path / "killed", calm)
 
 
+def first_attempt(launcher: subprocess.Popen[str]) -> list[int]:
+    """The ids of the processes that a launcher starts first."""
+    first = next(line for line in launcher.stderr if "attempt 1" in line)
+    return [int(pid) for pid in re.search(r"\(([\d ]+)\)", first)[1].split()]
+
+
+def wait_for_checkpoints(run_dir: Path, launcher: subprocess.Popen[str]) -> None:
+    """Waits for the first checkpoint of a launched run."""
+    while not checkpoints(run_dir):
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_stops_all_at_one_step(signum: int, tmp_path: Path) -> None:
@@ -82,12 +96,10 @@ def test_a_signal_to_one_process_stops_all_at_one_step(signum: int, tmp_path: Pa
     run_dir, calm = tmp_path / "run", tmp_path / "calm"
     command = launched(toy(run_dir, steps=60, every=10, delay=0.1), 4)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as launcher:
-        first = next(line for line in launcher.stderr if "attempt 1" in line)
-        pids = [int(pid) for pid in re.search(r"\(([\d ]+)\)", first)[1].split()]
-        while not (run_dir / "checkpoints" / "00000010").is_dir():
-            time.sleep(0.01)
+        pids = first_attempt(launcher)
+        wait_for_checkpoints(run_dir, launcher)
         subprocess.run(["kill", f"-{int(signum)}", str(pids[2])], check=True)
-        said = first + launcher.stderr.read()
+        said = launcher.stderr.read()
     assert launcher.returncode - 128 in (signum, signal.SIGTERM), said
     steps = re.findall(r"stopped by signal \d+ at step (\d+) of 60; saved", said)
     assert len(steps) == 4 and len(set(steps)) == 1, said
@@ -102,12 +114,10 @@ def test_a_signal_to_one_process_stops_all_at_one_step(signum: int, tmp_path: Pa
 def test_a_silent_process_counts_as_dead(tmp_path: Path) -> None:
     """A process that is stopped closes no connection: only its heartbeats are missed."""
     run_dir = tmp_path / "run"
-    command = launched(toy(run_dir, steps=5000, every=10, delay=0.05), 3)
+    command = launched(toy(run_dir, steps=5000, every=10, delay=0.05), 4)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as launcher:
-        first = next(line for line in launcher.stderr if "attempt 1" in line)
-        pids = [int(pid) for pid in re.search(r"\(([\d ]+)\)", first)[1].split()]
-        while not (run_dir / "checkpoints" / "00000010").is_dir():
-            time.sleep(0.01)
+        pids = first_attempt(launcher)
+        wait_for_checkpoints(run_dir, launcher)
         os.kill(pids[1], signal.SIGSTOP)
         start = time.monotonic()
         next(line for line in launcher.stderr if "[launch] process" in line)
