@@ -71,9 +71,9 @@ def test_accumulation_and_rematerialisation_on_a_mesh() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("scan", [False, True])
-def test_rematerialisation_saves_memory(remat: str, scan: bool) -> None:
-    task = language_task(scan_layers=scan, num_layers=6)
+def test_rematerialisation_saves_memory(remat: str) -> None:
+    # Scanned: outside a scan XLA's CPU compiler merges what was to be computed twice.
+    task = language_task(scan_layers=True, num_layers=6)
     memory = {}
     for name in ("none", remat):
         config = language_train(mesh="data=8", remat=name)

@@ -34,6 +34,7 @@ def prepare_model(model: nnx.Module, config: TrainConfig, sizes: Mapping[str, in
 
     Rematerialisation belongs to each layer of a stack: around the whole loss it would keep nothing
     during the forward pass, only to have all of it again, at once, before the backward pass begins.
+    On a CPU it saves memory in scanned layers only.
 
     Args:
         model: as the task built it.
