@@ -157,7 +157,12 @@ class TileProgram:
 
 
 def lower_scores(
-    mods: tuple[ScoreMod | ScoreFn, ...], scale: Array, tile: Tile, origin: Array | None = None
+    mods: tuple[ScoreMod | ScoreFn, ...],
+    scale: Array,
+    tile: Tile,
+    origin: Array | None = None,
+    *,
+    inside: bool = False,
 ) -> TileProgram:
     """Lowers the scale and the score_mods to a program `(dot products, index) -> scores`.
 
@@ -168,6 +173,7 @@ def lower_scores(
       scale: factor of the dot products.
       tile: the tile.
       origin: as in `Problem`; the program takes positions in the whole call.
+      inside: whether it takes positions in the part instead, and adds the origin itself.
 
     Returns:
       The program, on float32.
@@ -192,16 +198,19 @@ def lower_scores(
         return score
 
     dots = jax.ShapeDtypeStruct(tile.shape, jnp.float32)
-    return _lower(function, operands, tile, (dots,), origin)
+    return _lower(function, operands, tile, (dots,), origin, inside)
 
 
-def lower_mask(mask: Mask, tile: Tile, origin: Array | None = None) -> TileProgram:
+def lower_mask(
+    mask: Mask, tile: Tile, origin: Array | None = None, *, inside: bool = False
+) -> TileProgram:
     """Lowers a mask to a program `index -> bool` that broadcasts against a tile of scores.
 
     Args:
       mask: the mask.
       tile: the tile.
       origin: as in `lower_scores`.
+      inside: likewise.
 
     Returns:
       The program.
@@ -217,7 +226,7 @@ def lower_mask(mask: Mask, tile: Tile, origin: Array | None = None) -> TileProgr
     def function(index: Index, parts: Iterator[Array]) -> Array:
         return evaluate(mask, index, lambda _: next(parts))
 
-    return _lower(function, operands, tile, (), origin)
+    return _lower(function, operands, tile, (), origin, inside)
 
 
 def _wide(operand: Operand) -> Operand:
@@ -248,9 +257,12 @@ def _lower(
     tile: Tile,
     tiles: tuple[jax.ShapeDtypeStruct, ...],
     origin: Array | None,
+    inside: bool,
 ) -> TileProgram:
     def flat(*args: Array) -> Array:
         inputs, positions = args[: len(tiles)], Index(*args[len(tiles) : len(tiles) + 4])
+        if inside:
+            positions = positions.moved(origin)
         return function(*inputs, positions, iter(args[len(tiles) + 4 :]))
 
     index = (
@@ -260,7 +272,10 @@ def _lower(
     parts = (jax.ShapeDtypeStruct(part_shape(o, tile), o.array.dtype) for o in operands)
     closed = trace(flat, *tiles, *index, *parts)
     program, lookups, scalars = split(closed, len(tiles), tile.shape, tile.rows)
-    found = (_wide(_look_up(lookup, tile, n, origin)) for n, lookup in enumerate(lookups))
+    found = (
+        _wide(_look_up(lookup, tile, n, None if inside else origin))
+        for n, lookup in enumerate(lookups)
+    )
     captured = (Operand(f"captured number {n}", x, "") for n, x in enumerate(scalars))
     every = (*operands, *found, *(_wide(o) for o in captured))
     return TileProgram(program, every, all(lookup.linear for lookup in lookups))

@@ -36,9 +36,9 @@ def check(problem: Problem) -> None:
     size = problem.sizes
     for refused, reason in (
         (
-            problem.origin is not None,
-            "the GPU kernels know no positions but those of their own arrays, and this is a part "
-            "of a sharded call that needs its place in the whole",
+            problem.origin is not None and problem.stats,
+            "the GPU kernels compute no statistics for a part of a sharded call, whose distances "
+            "need its place in the whole. Pass stats=False",
         ),
         (problem.dropout is not None, "the GPU kernels have no dropout"),
         (

@@ -121,8 +121,9 @@ def make_pass(problem: Problem, block_q: int, block_k: int, groups: int, rows: s
     """
     size = problem.sizes
     tile = Tile(size["B"], size["N"], size["T"], size["S"], block_q, block_k, rows)
-    scores = lower_scores(problem.score_mods, problem.scale, tile)
-    masks = tuple(lower_mask(mask, tile) for mask in _conjuncts(problem.mask))
+    origin = problem.origin
+    scores = lower_scores(problem.score_mods, problem.scale, tile, origin, inside=True)
+    masks = tuple(lower_mask(mask, tile, origin, inside=True) for mask in _conjuncts(problem.mask))
     pulled = gpu_parts.with_pull(scores, tile)
     gpu_parts.check(scores, "score_mod")
     gpu_parts.check(pulled, "derivative of the score_mod")
@@ -148,7 +149,9 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [mask]
 
 
-def make_rows(mask: Mask, view: Pass, heads: int, *, apart: bool) -> Rows:
+def make_rows(
+    mask: Mask, view: Pass, heads: int, *, apart: bool, origin: Array | None = None
+) -> Rows:
     """Lists the blocks to visit: on the host for static masks, else in the trace.
 
     Args:
@@ -156,15 +159,16 @@ def make_rows(mask: Mask, view: Pass, heads: int, *, apart: bool) -> Rows:
       view: the pass.
       heads: query heads per key head; blocks of keys visit those of all these heads.
       apart: whether FULL blocks have all keys on one side of all queries.
+      origin: as in `Problem`.
 
     Raises:
       NotImplementedError: if there are more blocks than a visit can number.
     """
     t = view.tile
     tiling = Tiling(t.B, t.T, t.S, t.N, t.N, 1, t.N, *view.blocks)
-    host = is_concrete(*mask.leaves())
+    host = is_concrete(*mask.leaves()) and origin is None
     xp: Any = np if host else jnp
-    kinds = xp.asarray(tile_kinds(mask, tiling, host=host, apart=apart))
+    kinds = xp.asarray(tile_kinds(mask, tiling, host=host, apart=apart, origin=origin))
     if max(kinds.shape[1:]) >> HEAD_BITS:
         raise NotImplementedError(
             f"the GPU kernels number at most {1 << HEAD_BITS} blocks along an axis, got "

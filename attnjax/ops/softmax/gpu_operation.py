@@ -29,7 +29,7 @@ from attnjax.ops.softmax.gpu_call import (
 )
 from attnjax.ops.softmax.gpu_forward import Forward, forward
 from attnjax.ops.softmax.problem import Problem
-from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.ops.softmax.stats import AttentionStats, stats_of
 from attnjax.ops.softmax.tiling import make_tiling
 
 _REFUSAL = (
@@ -108,6 +108,7 @@ def compute(problem: Problem, *, interpret: bool) -> tuple[Array, AttentionStats
                 view,
                 size["N"] // size["K"],
                 apart=problem.stats and view is passes.forward,
+                origin=problem.origin,
             )
             for view in passes
         ),
@@ -125,15 +126,12 @@ def compute(problem: Problem, *, interpret: bool) -> tuple[Array, AttentionStats
     op = differentiable(
         functools.partial(_forward, call),
         functools.partial(_backward, call),
-        num_smooth=3 if problem.stats else 1,
+        num_smooth=3 if problem.stats else 2,
         refusal=_REFUSAL,
         plain=functools.partial(_plain, call),
     )
     out, *rows = op(*flat)
-    if not problem.stats:
-        return out, None
-    logsumexp, entropy, max_logit, sink_mass, distance = rows
-    return out, AttentionStats(logsumexp, max_logit, entropy, sink_mass, distance)
+    return out, stats_of(problem, *rows)
 
 
 def _plain(call: _Call, flat: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -150,13 +148,16 @@ def _inputs(arguments: _Arguments, call: _Call) -> Inputs:
 def _forward(call: _Call, flat: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """Computes the output; the residuals are what the backward pass reuses."""
     arguments: _Arguments = jax.tree.unflatten(call.structure, flat)
+    if (known := arguments.plain.known) is not None:
+        assert known.entropy is None, "parts are computed without statistics"
+        return known[:2], known[:2]
     view = call.passes.forward
     inputs = _inputs(arguments, call)
     scores, *masks = arguments.operands[0]
     if call.only_scaled:
         # The kernel finds the largest score by the largest dot product.
         sign = jnp.where(scores[0] < 0, -1, 1).astype(inputs.q.dtype)
-        inputs, scores = inputs._replace(q=inputs.q * sign), (jnp.abs(scores[0]),)
+        inputs, scores = inputs._replace(q=inputs.q * sign), (jnp.abs(scores[0]), *scores[1:])
     sinks = arguments.plain.sinks
     out, numbers = forward(
         Forward(view, _SLOTS, call.only_scaled, sinks is not None, call.stats, call.interpret),
@@ -166,7 +167,7 @@ def _forward(call: _Call, flat: tuple[Array, ...]) -> tuple[tuple[Array, ...], t
     )
     out, numbers = out[:, : view.tile.T], numbers[..., : view.tile.T]
     rows = tuple(numbers[:, :, n] for n in range(numbers.shape[2]))
-    return (out, *rows) if call.stats else (out,), (out, *rows[:2])
+    return (out, *rows), (out, *rows[:2])
 
 
 def _backward(

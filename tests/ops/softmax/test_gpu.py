@@ -14,6 +14,7 @@ import attnjax
 from attnjax.bench import cuda_aot
 from attnjax.ops.kernels import mosaic_gpu
 from attnjax.ops.softmax import gpu
+from attnjax.ops.softmax.problem import Known
 from attnjax.validate import make_problem
 
 # float16: 11 bits, and sums of some hundred terms.
@@ -153,6 +154,55 @@ def test_the_gradient_of_an_array_of_a_score_mod() -> None:
         np.testing.assert_allclose(
             found[name], want, rtol=CLOSE, atol=CLOSE * np.abs(want).max(), err_msg=name
         )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("how", ["alibi", "lookups"])
+def test_parts_of_a_call_add_up(how: str) -> None:
+    slopes, by_query = jnp.array([0.5, -1.0]), jnp.linspace(-1.0, 1.0, T)
+    mods = {
+        "alibi": attnjax.alibi(N),
+        "lookups": lambda s, b, h, q, k: s * slopes[h] + by_query[q],
+    }
+    length, half = 192, 96
+    given = [x[:, :length] for x in arrays(64).values()]
+    towards = jnp.asarray(np.random.default_rng(1).normal(size=given[0].shape), jnp.float16)
+
+    def part(rows: slice, columns: slice, known: Known | None) -> Callable[..., Any]:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+            fixed = UNSET | {"mask": attnjax.Causal(), "score_mod": mods[how]}
+            place = jnp.array([0, 0, rows.start or 0, columns.start or 0])
+            problem = make_problem(q, k, v, **fixed, stats=False)
+            out, stats = gpu.attend(dataclasses.replace(problem, origin=place, known=known))
+            return out, stats.logsumexp
+
+        return attend
+
+    every = slice(None)
+    with attnjax.emulate("gpu"):
+        (out, logsumexp), pull = jax.vjp(part(every, every, None), *given)
+        slope = jnp.sin(jnp.arange(logsumexp.size, dtype=jnp.float32)).reshape(logsumexp.shape)
+        want = pull((towards, slope))
+        totals = [jnp.zeros(x.shape) for x in given]
+        for rows in (slice(0, half), slice(half, length)):
+            known, total = Known(out[:, rows], logsumexp[:, :, rows], None), jnp.zeros(())
+            for columns in (slice(0, half), slice(half, length)):
+                places = (rows, columns, columns)
+                here = [x[:, at] for x, at in zip(given, places, strict=True)]
+                some, of = part(rows, columns, None)(*here)
+                share = jnp.swapaxes(jnp.exp(of - known.logsumexp), 1, 2)[..., None]
+                total = total + share * some
+                grads = jax.vjp(part(rows, columns, known), *here)[1](
+                    (towards[:, rows], slope[:, :, rows])
+                )
+                totals = [
+                    x.at[:, at].add(g) for x, at, g in zip(totals, places, grads, strict=True)
+                ]
+            np.testing.assert_allclose(total, out[:, rows], rtol=CLOSE, atol=CLOSE)
+    for got, right in zip(totals, want, strict=True):
+        scale = float(jnp.abs(right).max())
+        np.testing.assert_allclose(got, right, rtol=CLOSE, atol=CLOSE * scale)
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -136,10 +136,10 @@ def test_parts_add_up(implementation, mask, mod, stats, dropout):
 
 def test_kernels_that_know_no_place_refuse():
     q = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
-    problem = _problem(q, q, q, Causal(), None, stats=False, dropout=False)
-    placed = dataclasses.replace(problem, origin=jnp.zeros(4, jnp.int32))
+    place = jnp.zeros(4, jnp.int32)
     with attnjax.emulate("gpu", interpret=False):
-        for kernels in (gpu, vendor):
+        for kernels, stats in ((gpu, True), (vendor, False)):
+            problem = _problem(q, q, q, Causal(), None, stats=stats, dropout=False)
             kernels.check(problem)
-            with pytest.raises(NotImplementedError, match="a part of a sharded call"):
-                kernels.check(placed)
+            with pytest.raises(NotImplementedError, match="part of a sharded call"):
+                kernels.check(dataclasses.replace(problem, origin=place))
