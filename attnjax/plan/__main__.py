@@ -6,8 +6,9 @@ r"""What a step would need and cost on a machine that is not here.
     python -m attnjax.plan --target v5e-16 -- train.text_classification --mesh data=4,fsdp=4
 
 Compiles the real sharded step with the target's own compiler, on this machine and without a device,
-and reports the memory of each device, the collectives and a lower bound of the step's time. Where
-it does not fit, it says by how much, and compiles changes until it knows some that make it fit.
+and reports the memory of each device, the collectives, and what a step would take at the peaks of
+the data sheet. Where it does not fit, it says by how much, and compiles changes until it knows some
+that make it fit.
 
 Exit status: 0 it fits, 1 it does not, 2 wrong use or a missing compiler.
 """

@@ -97,7 +97,7 @@ def _time(plan: Plan) -> Iterator[str]:
         return
     yield f"Step time at the data sheet's peaks ({plan.request.target.device.source})"
     yield f"  compute {_ms(bound.compute)}, HBM {_ms(bound.hbm)}, network {_ms(bound.network)}"
-    yield f"  at least {_ms(bound.least)}, where all overlaps: {bound.bound} comes first"
+    yield f"  {_ms(bound.overlapped)} if everything overlaps: {bound.bound} comes first"
     exposed = f"{_ms(bound.exposed)} of collectives are exposed"
     yield f"  {_ms(bound.scheduled)} if what the schedule overlaps does: {exposed}"
     yield f"  {_ms(bound.total)} if nothing overlaps"
@@ -134,7 +134,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     if bound is not None:
         times = {
             **dataclasses.asdict(bound),
-            "least": bound.least,
+            "overlapped": bound.overlapped,
             "scheduled": bound.scheduled,
             "total": bound.total,
             "bound": bound.bound,
@@ -195,7 +195,7 @@ def plot(plan: Plan, path: pathlib.Path) -> None:
             "compute": bound.compute,
             "HBM": bound.hbm,
             "network": bound.network,
-            "at least": bound.least,
+            "all overlapped": bound.overlapped,
             "as scheduled": bound.scheduled,
             "in sum": bound.total,
         }

@@ -1,4 +1,4 @@
-"""How long a step takes at least, if every part of a device reached its data sheet's peak."""
+"""How long a step would take if every part of a device reached its data sheet's peak."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ASSUMPTIONS = (
     "compute: all matrix products at the bfloat16 peak, spread evenly over the devices; nothing "
     "for what is not a matrix product",
     "HBM: every instruction of the compiled schedule reads and writes its arrays once, and nothing "
-    "for those that the compiler keeps in fast memory; kernels that read a block again read more",
+    "for those that the compiler keeps in fast memory; kernels that read a block again read more; "
+    "a branch that a device may skip, as those of a ring under a causal mask, counts as taken",
     "network: rings over the links of those dimensions of the torus along which a group lies, both "
     "ways where a dimension closes, one link for a permutation; no latency, no contention",
 )
@@ -38,7 +39,7 @@ class Roofline:
     exposed: float
 
     @property
-    def least(self) -> float:
+    def overlapped(self) -> float:
         """If everything overlaps."""
         return max(self.compute, self.hbm, self.network)
 
@@ -62,7 +63,7 @@ class Roofline:
 def roofline(
     target: Target, mesh: Mesh, *, flops: int, moved: int, collectives: Sequence[Collective]
 ) -> Roofline:
-    """Bounds the time of a step.
+    """Estimates the time of a step.
 
     Args:
       target: the machine.
@@ -72,7 +73,7 @@ def roofline(
       collectives: of a step.
 
     Returns:
-      The bounds, under `ASSUMPTIONS`.
+      The times, under `ASSUMPTIONS`.
     """
     times = [(seconds(c, mesh, target), c.overlaps) for c in collectives]
     return Roofline(

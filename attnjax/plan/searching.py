@@ -12,6 +12,7 @@ from attnjax.plan.planning import Plan, Request, make_plan
 
 Axis = Literal["batch", "sequence"]
 Say = Callable[[str], None]
+TOGETHER = "together"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +115,13 @@ def fixes(plan: Plan, *, wanted: int = 3, compiles: int = 12, say: Say) -> tuple
     """
     found: list[Change] = []
     done: set[str] = set()
+    # Where one of the job's changes is enough by itself, it needs no other beside it.
+    job_kinds = {kind for kind, *_ in plan.request.job.changes(plan.request.mesh)}
     tried = 0
     for kind, text, request in candidates(plan.request):
         if len(found) == wanted or tried == compiles:
             break
-        if kind in done:
+        if kind in done or (kind == TOGETHER and done & job_kinds):
             continue
         say(f"trying {text}")
         try:
@@ -189,7 +192,7 @@ def _combined(request: Request) -> Iterator[tuple[str, str, Request]]:
         kinds.append(kind)
         texts.append(text)
         if len(kinds) > 1:
-            yield "together", " ".join(texts), request.replace(job=job)
+            yield TOGETHER, " ".join(texts), request.replace(job=job)
 
 
 def _smaller(request: Request) -> Iterator[tuple[str, str, Request]]:

@@ -65,6 +65,6 @@ def test_bounds():
     assert found.compute == pytest.approx(1e-3)
     assert found.hbm == pytest.approx(2e-3)
     assert (found.network, found.exposed) == pytest.approx((6e-3, 4e-3))
-    assert (found.least, found.bound) == (pytest.approx(6e-3), "network")
+    assert (found.overlapped, found.bound) == (pytest.approx(6e-3), "network")
     assert found.scheduled == pytest.approx(2e-3 + 4e-3)
     assert found.total == pytest.approx(9e-3)

@@ -80,6 +80,19 @@ def test_fixes_are_only_what_was_compiled_and_fits(planned):
     assert changes[0].text == "--remat full"
 
 
+def test_changes_are_put_together_where_none_is_enough(planned):
+    make, made = planned
+    start = make(_request("v5e-256", "fsdp=256", batch=2048, sequence=2**18, remat="none"))
+    changes, _ = searching.fixes(start, compiles=40, say=lambda text: None)
+    assert changes[0].text == "--remat full --accumulate 8"
+    # And not where one is.
+    made.clear()
+    enough = make(_request(remat="none", batch=512))
+    changes, _ = searching.fixes(enough, wanted=9, compiles=40, say=lambda text: None)
+    assert "--remat full" in [c.text for c in changes]
+    assert not [p for p in made if p.request.job.remat == "full" and p.request.job.accumulate > 1]
+
+
 def test_fixes_say_when_there_is_none(planned):
     make, _ = planned
     start = make(_request("v5e-256", "fsdp=256", batch=256, sequence=2**24, remat="full"))
