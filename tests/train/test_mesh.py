@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from tests.train.toy import Config, toy_train
 from train.common.cli import parse
@@ -52,6 +53,14 @@ def test_what_does_not_fit_the_devices(text: str, message: str) -> None:
 def test_the_mesh_has_all_axes() -> None:
     mesh = build_mesh("model=1", jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "model": 1, "seq": 1}
+
+
+def test_a_mesh_may_split_a_dimension_of_the_network() -> None:
+    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5p:8x8x8").devices
+    mesh = build_mesh("data=2,fsdp=-1,seq=4", chips)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 64, "model": 1, "seq": 4}
+    assert len({*mesh.devices.ravel().tolist()}) == 512
 
 
 def test_examples_must_divide() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "model", "seq")
@@ -81,7 +82,10 @@ def mesh_sizes(text: str, devices: int) -> dict[str, int]:
 
 
 def build_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh, with all four axes, which jax lays over the devices as their links suggest.
+    """Makes the mesh, with all four axes, laid over the devices along their links.
+
+    Where whole dimensions of their network do not make up the axes, `jax.make_mesh` gives up; then
+    dimensions are split.
 
     Args:
         text: as `parse_mesh` takes it.
@@ -93,7 +97,12 @@ def build_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     sizes = mesh_sizes(text, jax.device_count() if devices is None else len(devices))
     # jax would make the axes explicit, and refuse every operation whose sharding is not written.
     kinds = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+    shape = tuple(sizes.values())
+    try:
+        return jax.make_mesh(shape, tuple(sizes), axis_types=kinds, devices=devices)
+    except NotImplementedError:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(laid, tuple(sizes), axis_types=kinds)
 
 
 def check_batch(
