@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from attnjax.api import explain
 from attnjax.masks import Mask
 from attnjax.plan.targets import Target
+from attnjax.sharding.laying import lay_mesh
 from attnjax.sharding.partition import Partition
 
 AXES = ("data", "fsdp", "model", "seq")
@@ -117,19 +117,8 @@ def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
 
 
 def make_mesh(target: Target, sizes: Mapping[str, int]) -> Mesh:
-    """Lays a mesh over the devices of a target, along their links.
-
-    Where whole dimensions of the network do not make up the mesh's axes, `jax.make_mesh` gives up;
-    here they are split then.
-    """
-    kinds, devices = (AxisType.Auto,) * len(sizes), [*target.topology_devices()]
-    try:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
-    except NotImplementedError:
-        laid = mesh_utils.create_device_mesh(
-            tuple(sizes.values()), devices, allow_split_physical_axes=True
-        )
-        return Mesh(laid, tuple(sizes), axis_types=kinds)
+    """Lays a mesh over the devices of a target."""
+    return lay_mesh(sizes, [*target.topology_devices()])
 
 
 def attention_flops(q: Any, k: Any, mask: Mask, *, forward: int, backward: int) -> int:

@@ -3,7 +3,6 @@ import importlib.util
 import pytest
 
 from attnjax.plan import targets
-from attnjax.plan.workload import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -58,14 +57,3 @@ def test_the_compiler_knows_the_devices(name):
     assert len({tuple(x.coords) for x in devices}) == target.chips
     sizes = [1 + max(x.coords[n] for x in devices) for n in range(target.device.torus)]
     assert "x".join(map(str, sizes)) == target.shape
-
-
-def test_a_mesh_may_split_a_dimension_of_the_network():
-    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
-    target = targets.find("v5p-1024")
-    sizes = {"data": 2, "fsdp": 64, "model": 1, "seq": 4}
-    mesh = make_mesh(target, sizes)
-    assert dict(mesh.shape) == sizes and mesh.size == len({*mesh.devices.ravel().tolist()}) == 512
-    # Four neighbours share a sequence: they lie along one dimension of the torus.
-    line = [x.coords for x in mesh.devices[0, 0, 0]]
-    assert sum(len({*places}) > 1 for places in zip(*line, strict=True)) == 1

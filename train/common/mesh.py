@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
+
+from attnjax.sharding.laying import lay_mesh
 
 AXES = ("data", "fsdp", "model", "seq")
 """`data` and `fsdp` split the batch, `fsdp` also the parameters; `model` splits attention heads,
@@ -84,9 +85,6 @@ def mesh_sizes(text: str, devices: int) -> dict[str, int]:
 def build_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh, with all four axes, laid over the devices along their links.
 
-    Where whole dimensions of their network do not make up the axes, `jax.make_mesh` gives up; then
-    dimensions are split.
-
     Args:
         text: as `parse_mesh` takes it.
         devices: all of them by default.
@@ -95,14 +93,7 @@ def build_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
         ValueError: the sizes do not multiply to the number of devices.
     """
     sizes = mesh_sizes(text, jax.device_count() if devices is None else len(devices))
-    # jax would make the axes explicit, and refuse every operation whose sharding is not written.
-    kinds = (AxisType.Auto,) * len(sizes)
-    shape = tuple(sizes.values())
-    try:
-        return jax.make_mesh(shape, tuple(sizes), axis_types=kinds, devices=devices)
-    except NotImplementedError:
-        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        return Mesh(laid, tuple(sizes), axis_types=kinds)
+    return lay_mesh(sizes, devices)
 
 
 def check_batch(
