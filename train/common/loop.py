@@ -21,7 +21,7 @@ from train.common.guard import check_finite
 from train.common.metrics import History, Means
 from train.common.progress import Progress
 from train.common.result import RunResult
-from train.common.rundir import RunLock, check_same_run, claim, record_session
+from train.common.rundir import RunLock, claim, record_session
 from train.common.selection import Selection
 from train.common.signals import Interrupted, StopSignals, stop_signals
 from train.common.state import plan_state
@@ -70,27 +70,24 @@ def run(
         run_dir.mkdir(parents=True, exist_ok=True)
     with RunLock(run_dir) if main else nullcontext(), stop_signals() as stop:
         progress = Progress(run_dir / "log.txt" if main else None, show=config.progress)
-        fingerprint = task.data.fingerprint
-        if main:
-            manifest = claim(
-                run_dir, config, describe, data_fingerprint=fingerprint, say=progress.say
-            )
-        check_same_run(run_dir, config, describe, data_fingerprint=fingerprint)
+        manifest = claim(
+            run_dir, config, describe, data_fingerprint=task.data.fingerprint, say=progress.say
+        )
         session = _Session(task, config, run_dir, progress, stop)
-        together = True
+        # What other processes still owe to a checkpoint may never come after an error.
+        settled = jax.process_count() == 1
         try:
-            if main:
-                record_session(
-                    run_dir, manifest, resumed_step=session.step or None, mesh=session.mesh
-                )
-            return session.train()
+            resumed = session.step or None
+            record_session(run_dir, manifest, resumed_step=resumed, mesh=session.mesh)
+            result = session.train()
+            settled = True
+            return result
         except Exception as error:
             progress.record(f"{type(error).__name__}: {error}")
-            # What other processes still owe to a checkpoint may never come.
-            together = jax.process_count() == 1 or isinstance(error, Interrupted)
+            settled = settled or isinstance(error, Interrupted)
             raise
         finally:
-            session.close(wait=together)
+            session.close(wait=settled)
 
 
 class _Session:
@@ -128,8 +125,7 @@ class _Session:
             resumed_step=self.step,
             write=is_main(),
         )
-        shared = self._layout if jax.process_count() > 1 else None
-        self._rows = shared.rows(config.batch_size) if shared is not None else None
+        self._rows = None if self._layout is None else self._layout.rows(config.batch_size)
         self._unread: tuple[int, dict[str, jax.Array], Batch] | None = None
         self._clock = Clock()
 
@@ -138,21 +134,20 @@ class _Session:
         if self._finished and self._evaluated:
             self._progress.say(f"the run in {self._run_dir} is finished, at step {self.step}")
             return self._result()
+        config = self._config
         self._progress.start(self.step, self.total)
         self._clock.restart()
         if not self._evaluated:
             self._milestone()
         batches = self._task.data.train_batches(
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
-            start_step=self.step,
-            rows=self._rows,
+            batch_size=config.batch_size, seed=config.seed, start_step=self.step, rows=self._rows
         )
         while not self._finished:
             with self._clock.measure("data"):
                 batch = self._next(batches)
             with self._clock.measure("compute"):
-                self._state, metrics = self._update(self._state, self._put(batch))
+                batch_here = on_device(batch, self._layout, size=config.batch_size)
+                self._state, metrics = self._update(self._state, batch_here)
             self.step += 1
             self._stop.poll()
             self._clock.step()
@@ -224,10 +219,6 @@ class _Session:
                     f"train_batches must give {size} examples, got {name} of shape {np.shape(x)}"
                 )
         return batch
-
-    def _put(self, batch: Batch) -> dict[str, Any]:
-        """What the step gets of a batch."""
-        return on_device(batch, self._layout, size=self._config.batch_size)
 
     def _read_metrics(self) -> None:
         """Fetches the unread step's metrics, checks them, and writes a row when one is due."""

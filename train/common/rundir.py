@@ -14,7 +14,7 @@ from typing import Any, Self
 import jax
 
 from train.common.config import NEUTRAL_FIELDS, PLACEMENT_FIELDS, TrainConfig
-from train.common.distributed import same_everywhere
+from train.common.distributed import is_main, same_everywhere
 from train.common.files import sha256_json, write_json
 from train.common.manifest import add_session, changed_surroundings, flatten, new_manifest
 
@@ -89,6 +89,8 @@ def claim(
 ) -> dict[str, Any]:
     """Writes config.json and manifest.json into a new run directory, or checks those there.
 
+    Of several processes number 0 does so; then all check that they train the same as it.
+
     Args:
         run_dir: exists; empty, or of the same run.
         config: the training config.
@@ -97,18 +99,32 @@ def claim(
         say: told of versions and devices that differ from those the run began with.
 
     Returns:
-        The manifest.
+        The manifest; empty in all processes but number 0.
 
     Raises:
         ValueError: the directory belongs to a run with another config, named field by field, or
-            with other data, or holds something else.
+            with other data, or holds something else; or this process has another config or other
+            data than process 0, or does not see its directory.
     """
     new = run_config(config, describe)
+    manifest = _claim(run_dir, new, config.seed, data_fingerprint, say) if is_main() else {}
+    _check_same_run(run_dir, config, new, data_fingerprint)
+    return manifest
+
+
+def _claim(
+    run_dir: Path,
+    new: dict[str, Any],
+    seed: int,
+    data_fingerprint: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What `claim` does in process 0."""
     if not (run_dir / CONFIG).is_file():
         if (run_dir / "checkpoints").exists():
             raise ValueError(f"{run_dir} has checkpoints but no {CONFIG}; use another directory")
         manifest = new_manifest(
-            seed=config.seed, data_fingerprint=data_fingerprint, config_sha256=sha256_json(new)
+            seed=seed, data_fingerprint=data_fingerprint, config_sha256=sha256_json(new)
         )
         write_json(run_dir / MANIFEST, manifest)
         write_json(run_dir / CONFIG, new)  # last: with it the directory counts as claimed
@@ -134,16 +150,11 @@ def claim(
     return manifest
 
 
-def check_same_run(
-    run_dir: Path, config: TrainConfig, describe: Mapping[str, Any], *, data_fingerprint: str
+def _check_same_run(
+    run_dir: Path, config: TrainConfig, new: dict[str, Any], data_fingerprint: str
 ) -> None:
-    """Checks, when process 0 has claimed the directory, that all processes train the same there.
-
-    Raises:
-        ValueError: this process has another config or other data than process 0, or does not see
-            its directory.
-    """
-    fields = decisive(run_config(config, describe))
+    """Checks, when process 0 has claimed the directory, that all processes train the same there."""
+    fields = decisive(new)
     fields |= {f"train.{name}": getattr(config, name) for name in PLACEMENT_FIELDS}
     same_everywhere("config and data", {**fields, "data fingerprint": data_fingerprint})
     if not (run_dir / CONFIG).is_file():
@@ -160,8 +171,9 @@ def record_session(
     resumed_step: int | None,
     mesh: Mapping[str, int] | None,
 ) -> None:
-    """Adds this process to the manifest's sessions."""
-    write_json(run_dir / MANIFEST, add_session(manifest, resumed_step=resumed_step, mesh=mesh))
+    """Adds this process, which speaks for all, to the manifest's sessions."""
+    if is_main():
+        write_json(run_dir / MANIFEST, add_session(manifest, resumed_step=resumed_step, mesh=mesh))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
