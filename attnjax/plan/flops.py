@@ -87,8 +87,9 @@ def _inner(params: dict[str, Any]) -> list[Any]:
     every = [
         x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))
     ]
-    closed = [x.jaxpr for x in every if isinstance(x, core.ClosedJaxpr)]
-    return closed + [x for x in every if isinstance(x, core.Jaxpr)]
+    # From jax 0.12 on the two are one class.
+    found = [x for x in every if isinstance(x, core.ClosedJaxpr | core.Jaxpr)]
+    return [getattr(x, "jaxpr", x) for x in found]
 
 
 def _dot(equation: Any) -> int:
