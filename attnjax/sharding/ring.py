@@ -174,12 +174,15 @@ class Ring:
 
         def step(n: Array, carry: tuple[_Half, _Half, Any]) -> tuple[_Half, _Half, Any]:
             first, second, state = carry
-            # Neither transfer waits for what is computed beside it.
+            # Neither transfer waits for what is computed beside it. Both end together, for a GPU's
+            # compiler would end a transfer where it begins.
             second = self._send(second)
             first, state = visit(n, 0, first, state)
+            first, second, state = jax.lax.optimization_barrier((first, second, state))
             moved = self._send(first)
             second, state = visit(n, 1, second, state)
-            return moved, second, state
+            result: tuple[_Half, _Half, Any] = jax.lax.optimization_barrier((moved, second, state))
+            return result
 
         first, second = halves
         # The second half is sent before it is used.
