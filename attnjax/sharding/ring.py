@@ -32,7 +32,7 @@ _REFUSAL = (
 )
 
 # More at once would need more memory for nothing: kernels take blocks of about a thousand.
-_MOST_QUERIES = 2048
+_MOST_QUERIES = 1024
 
 _take, _put = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
 
