@@ -131,7 +131,7 @@ class Target:
         wires = f"{self.shape} torus" if self.device.torus else "one NVLink switch"
         return (
             f"{self.name}: {self.chips} chips{counted}, {self.devices} devices, {self.hosts} "
-            f"hosts, {wires}; per device {self.device.hbm / GIB:.2f} GiB for a program, "
+            f"host{'s' if self.hosts > 1 else ''}, {wires}; per device {self.device.hbm / GIB:.2f} GiB for a program, "
             f"{self.device.flops / 1e12:.0f} TFLOP/s, {self.device.hbm_bandwidth / 1e9:.0f} GB/s"
         )
 

@@ -132,8 +132,8 @@ def test_changes_are_compiled_before_they_are_named(libtpu, capsys):
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_does_not(libtpu):
     target = targets.find("v5e-4")
-    request = Request(target, parse_mesh("fsdp=4", 4), Training("lm-tiny", 1024, 2048))
-    found = searching.largest(make_plan(request), "batch", compiles=12, say=lambda text: None)
+    request = Request(target, parse_mesh("fsdp=4", 4), Training("lm-tiny", 2**16, 256))
+    found = searching.largest(make_plan(request), "batch", compiles=5, say=lambda text: None)
     assert found.fits is not None and found.too_large is not None
     for batch, fits in ((found.fits, True), (found.too_large, False)):
         assert make_plan(request.replace(job=request.job.resized("batch", batch))).fits == fits

@@ -234,3 +234,30 @@ def test_dropout_drops_the_same_weights():
             partition = Partition("data", None, "seq", method)
             got = attnjax.attention(q, k, v, dropout=dropout, partition=partition) == 0
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sequence_that_attends_to_another(method):
+    S = 16
+    q, k, v = _random(0, B, T, N, H), _random(1, B, S, 2, H), _random(2, B, S, 2, D)
+    mask = (Causal(offset=S - T) | Prefix(3)) & Segments(_IDS, _IDS[:, 4 : 4 + S])
+
+    def loss(q, k, v, table, partition=None):
+        out, stats = attnjax.attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            score_mod=attnjax.relative_bias(table),
+            stats=True,
+            partition=partition,
+        )
+        return jnp.sum(jnp.sin(out)) + jnp.sum(stats.entropy), stats
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True), static_argnames="partition")
+    given = q, k, v, WEIGHTS["table"]
+    want = grad(*given)
+    with jax.set_mesh(mesh_of(2, 1, 4)):
+        got = grad(*given, partition=Partition("data", None, "seq", method))
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=3e-5, atol=3e-5)
