@@ -128,10 +128,11 @@ class Target:
         """One line: the number of chips, devices and hosts and how they are wired."""
         cores = self.chips * self.device.cores * self.device.per_chip
         counted = f" ({cores} TensorCores)" if cores != self.chips else ""
+        hosts = "1 host" if self.hosts == 1 else f"{self.hosts} hosts"
         wires = f"{self.shape} torus" if self.device.torus else "one NVLink switch"
         return (
-            f"{self.name}: {self.chips} chips{counted}, {self.devices} devices, {self.hosts} "
-            f"host{'s' if self.hosts > 1 else ''}, {wires}; per device {self.device.hbm / GIB:.2f} GiB for a program, "
+            f"{self.name}: {self.chips} chips{counted}, {self.devices} devices, {hosts}, "
+            f"{wires}; per device {self.device.hbm / GIB:.2f} GiB for a program, "
             f"{self.device.flops / 1e12:.0f} TFLOP/s, {self.device.hbm_bandwidth / 1e9:.0f} GB/s"
         )
 

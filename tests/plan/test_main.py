@@ -4,10 +4,9 @@ import types
 
 import pytest
 
-from attnjax.plan import compiling, report, searching, targets
+from attnjax.plan import compiling, report, targets
 from attnjax.plan.__main__ import FITS, TOO_LARGE, WRONG_USE, main
 from attnjax.plan.language_training import Training
-from attnjax.plan.planning import Request, make_plan
 from attnjax.plan.workload import make_mesh, parse_mesh
 from tests.train.toy import toy_task, toy_train
 
@@ -127,13 +126,3 @@ def test_changes_are_compiled_before_they_are_named(libtpu, capsys):
     assert len(named) == 3 and all("are left" in line for line in named)
     option = named[0].split("- ")[1].split(":")[0].split()
     assert main([*f"--target v5e-4 {call} --compiles 0".split(), *option]) == FITS
-
-
-@pytest.mark.slow
-def test_the_largest_batch_fits_and_the_next_does_not(libtpu):
-    target = targets.find("v5e-4")
-    request = Request(target, parse_mesh("fsdp=4", 4), Training("lm-tiny", 2**16, 256))
-    found = searching.largest(make_plan(request), "batch", compiles=5, say=lambda text: None)
-    assert found.fits is not None and found.too_large is not None
-    for batch, fits in ((found.fits, True), (found.too_large, False)):
-        assert make_plan(request.replace(job=request.job.resized("batch", batch))).fits == fits
