@@ -113,6 +113,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, files, capsys) -> N
     assert "class_weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_seeds_get_a_directory_each_and_a_table(files, tmp_path: Path, capsys) -> None:
     options = ("--seeds", "0", "1", "--train.epochs", "1", "--tokens.kind", "bpe")
     assert main(arguments(files, tmp_path / "run", *options)) == 0

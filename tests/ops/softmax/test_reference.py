@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def test_values_and_gradients_are_those_of_the_contract(case: Case) -> None:
     assert_close(evaluate(reference, case), judge(case), 2e-5, case.size)
 
 
+@pytest.mark.slow
 @given(cases())
 def test_values_at_larger_sizes_are_those_of_the_contract(case: Case) -> None:
     assert_close(values(reference, case), loops(case, case.arrays)._asdict(), 2e-5, case.size)

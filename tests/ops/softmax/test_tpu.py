@@ -51,6 +51,7 @@ LINEAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR)
 def test_forward_over_reverse_by_captured_arrays(name: str) -> None:
     def transform(attend: Attend) -> Callable[..., Any]:

@@ -51,7 +51,7 @@ SHAPES = {
 }
 
 # The simulator is slow; the others are run by `make test-all`.
-QUICK = {"statistics", "numbers by query and key, in two kernels"}
+QUICK = {"statistics"}
 
 
 def gradients(shape: Shape, *, interpret: bool) -> Callable[[Arrays], Any]:
