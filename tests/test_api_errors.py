@@ -92,9 +92,7 @@ BAD = {
     "implementation list": Bad(
         attend(implementation=["reference"]), "implementation", "None or one of", "'reference'"
     ),
-    "partition": Bad(
-        attend(partition="data"), "partition", "pass None", "'data'", NotImplementedError
-    ),
+    "partition": Bad(attend(partition="data"), "partition", "attnjax.Partition", "'data'"),
 }
 
 

@@ -53,6 +53,7 @@ def test_vmap(name: str) -> None:
         assert_trees_close(jax.tree.map(lambda x, n=n: x[n], found), one(member))
 
 
+@pytest.mark.slow
 def test_gradient_of_each_member_and_of_their_sum() -> None:
     members, stacked, axes = stack(MAPPED["everything"])
     floats = ("q", "k", "v", "sinks", "table", "cap")

@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -66,7 +67,10 @@ def compile_for(
         # read where collectives run on SparseCores.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile(compiler_options={**dump, **(options or {})})
+            with warnings.catch_warnings():
+                # A cache cannot give back what was compiled for a machine that is not here.
+                warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+                compiled = lowered.compile(compiler_options={**dump, **(options or {})})
         except jax.errors.JaxRuntimeError as error:
             refused = memory.of_refusal(str(error), parts)
             if refused is None:

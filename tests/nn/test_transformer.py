@@ -73,6 +73,7 @@ def test_block_is_its_formula(norm_position):
     assert stats.entropy.shape == (B, 4, T)
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_layers_equal_a_list_of_them():
     config = _config(position=RelativeBias(reach=2, init_fn=LOUD), num_layers=2)
     listed = Encoder(config, rngs=nnx.Rngs(0))

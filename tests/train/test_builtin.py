@@ -144,6 +144,7 @@ def test_prepared_data_are_read_not_made_again(builtin, monkeypatch) -> None:
     assert TextDataConfig(data_dir=str(folder)).load().fingerprint == data.fingerprint
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_all_get_the_data(tmp_path: Path) -> None:
     program = (
         "import sys, warnings; warnings.simplefilter('error')\n"
