@@ -56,21 +56,17 @@ def compile_for(
       RuntimeError: if the compiler refuses it for another reason.
     """
     start, parts = time.monotonic(), workload.parts or workload.arguments
-    with building_for(target, workload):
+    with building_for(target, workload), tempfile.TemporaryDirectory() as folder:
         traced = workload.function.trace(*workload.arguments.values())
         flops = count(traced.jaxpr)
         if workload.attention is not None:
             flops = dataclasses.replace(flops, kernels=workload.attention(), notes=[])
         lowered = traced.lower()
-    with tempfile.TemporaryDirectory() as folder:
         # The text that jax itself would give is read back from a form that libtpu 0.0.52 cannot
         # read where collectives run on SparseCores.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            with warnings.catch_warnings():
-                # A cache cannot give back what was compiled for a machine that is not here.
-                warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
-                compiled = lowered.compile(compiler_options={**dump, **(options or {})})
+            compiled = lowered.compile(compiler_options={**dump, **(options or {})})
         except jax.errors.JaxRuntimeError as error:
             refused = memory.of_refusal(str(error), parts)
             if refused is None:
@@ -88,9 +84,12 @@ def compile_for(
 
 @contextlib.contextmanager
 def building_for(target: Target, workload: Workload) -> Iterator[None]:
-    """Traces what is inside for the target's devices, with the workload's mesh in context."""
+    """Compiles what is inside for the target's devices, with the workload's mesh in context."""
     with (
+        warnings.catch_warnings(),
         emulate("tpu" if target.device.torus else "gpu", interpret=False),
         jax.sharding.use_abstract_mesh(workload.mesh.abstract_mesh),
     ):
+        # A cache cannot give back what was compiled for a machine that is not here.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
         yield
