@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-__all__ = ["Array", "Bool", "Float", "Index", "Int", "PRNGKeyArray", "ScoreFn", "is_concrete"]
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Index",
+    "Int",
+    "PRNGKeyArray",
+    "ScoreFn",
+    "is_array",
+    "is_concrete",
+]
 
 
 class Index(NamedTuple):
@@ -48,6 +58,11 @@ class Index(NamedTuple):
 
 ScoreFn = Callable[..., Array]
 """`fn(score, b, h, q_idx, k_idx) -> score` on float32 tiles of any shape."""
+
+
+def is_array(x: object) -> bool:
+    """Returns whether it is an array, a tracer or the shape of one, and no Python number."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def is_concrete(*arrays: object) -> bool:

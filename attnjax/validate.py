@@ -16,6 +16,7 @@ from attnjax.numerics import accumulation_dtype
 from attnjax.operands import Operand
 from attnjax.ops.softmax.problem import Problem
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods
+from attnjax.typing import is_array
 
 Result = TypeVar("Result")
 
@@ -99,20 +100,16 @@ def over_shapes(function: Callable[..., Result], arguments: Mapping[str, Any]) -
       What the function returned; nothing was computed.
     """
     leaves, structure = jax.tree.flatten(dict(arguments))
-    arrays = [x for x in leaves if _is_array(x)]
+    arrays = [x for x in leaves if is_array(x)]
     results = []
 
     def trace(arrays: list[Any]) -> None:
         given = iter(arrays)
-        filled = [next(given) if _is_array(x) else x for x in leaves]
+        filled = [next(given) if is_array(x) else x for x in leaves]
         results.append(function(**jax.tree.unflatten(structure, filled)))
 
     jax.eval_shape(trace, arrays)
     return results[0]
-
-
-def _is_array(x: object) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _check_arrays(q: Any, k: Any, v: Any) -> None:

@@ -18,6 +18,7 @@ from attnjax.operands import Operand
 from attnjax.ops.softmax.problem import Problem
 from attnjax.scores import Declared, ScoreMod
 from attnjax.scores.positional import RelativeBias
+from attnjax.typing import is_array
 
 Windows = Mapping[str, tuple[Array | int, int]]
 
@@ -91,16 +92,16 @@ def take_apart(problem: Problem) -> Pieces:
                 axes.append("N")
             case "mask":
                 for leaf in walk(value):
-                    axes += _axes_of(leaf, leaf.operands(), sizes)
+                    axes += _axes_of(leaf, leaf.operands())
             case "score_mods":
                 for mod in value:
                     operands = mod.operands(sizes) if isinstance(mod, ScoreMod) else ()
-                    axes += _axes_of(mod, operands, sizes)
+                    axes += _axes_of(mod, operands)
             case _:
                 axes += ["." * jnp.ndim(x) for x in jax.tree.leaves(value)]
     leaves, structure = jax.tree.flatten(problem)
-    is_array = [_is_array(x) for x in leaves]
-    given = [x for x, chosen in zip(leaves, is_array, strict=True) if chosen]
+    arrayed = [is_array(x) for x in leaves]
+    given = [x for x, chosen in zip(leaves, arrayed, strict=True) if chosen]
     assert len(given) == len(axes), "every array has its axes"
     # Typed PRNG keys take no part in derivatives, not even as integers do.
     key_of = {n: jax.random.key_impl(x) for n, x in enumerate(given) if _is_key(x)}
@@ -115,16 +116,12 @@ def take_apart(problem: Problem) -> Pieces:
         for n, impl in key_of.items():
             own[n] = jax.random.wrap_key_data(own[n], impl=impl)
         rest = iter(own)
-        filled = [next(rest) if chosen else x for x, chosen in zip(leaves, is_array, strict=True)]
+        filled = [next(rest) if chosen else x for x, chosen in zip(leaves, arrayed, strict=True)]
         found: Problem = jax.tree.unflatten(structure, filled)
         replaced = {id(old): new for old, new in zip(captured, values, strict=True)}
         return _bind(found, replaced) if replaced else found
 
     return Pieces((*arrays, *captured), (*axes, *("." * np.ndim(x) for x in captured)), rebuild)
-
-
-def _is_array(x: object) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _add(total: Array, part: Array, windows: Sequence[tuple[Array | int, int] | None]) -> Array:
@@ -154,12 +151,12 @@ def _both_ids(mask: Mask) -> Mask:
     return mask
 
 
-def _axes_of(owner: Any, operands: Sequence[Operand], sizes: dict[str, int]) -> list[str]:
+def _axes_of(owner: Any, operands: Sequence[Operand]) -> list[str]:
     """Returns the axes of the arrays inside a mask leaf or a score_mod, in their order."""
     remaining = list(operands)
     found = []
     for leaf in jax.tree.leaves(owner):
-        if not _is_array(leaf):
+        if not is_array(leaf):
             continue
         place = next((n for n, o in enumerate(remaining) if o.array is leaf), None)
         if place is None:

@@ -42,7 +42,7 @@ def attend(problem: Problem, partition: Partition, implementation: str | None = 
     """
     sizes = problem.sizes
     found = spread(partition, sizes)
-    if not _free_axes() or 0 in (sizes[a] for a in "BTSN"):
+    if is_plain(sizes):
         return dispatch.attend(problem, implementation)
     order = order_of(problem, found)
     check_implementation(found, implementation)
@@ -51,10 +51,15 @@ def attend(problem: Problem, partition: Partition, implementation: str | None = 
     return result
 
 
+def is_plain(sizes: dict[str, int]) -> bool:
+    """Returns whether a call is computed as if there were no mesh, having nothing to divide."""
+    return not _free_axes() or 0 in (sizes[a] for a in "BTSN")
+
+
 def order_of(problem: Problem, found: Spread) -> Order:
     """Returns in which order devices take positions."""
     devices = found.sizes[2]
-    if found.method == "ulysses" or not found.sequence:
+    if not found.times:
         return Order(devices, 1)
     return choose_order(problem.mask, problem.sizes["T"], problem.sizes["S"], devices)
 
@@ -65,7 +70,7 @@ def check_implementation(found: Spread, implementation: str | None) -> None:
     Raises:
       NotImplementedError: with the remedy.
     """
-    if found.sequence and found.method == "ring" and implementation == "reference":
+    if found.ring and implementation == "reference":
         raise NotImplementedError(
             "implementation='reference' can't compute the derivatives of a part of the keys, as a "
             "ring needs them. Use method='allgather' or 'ulysses', or implementation='blockwise'."
@@ -74,11 +79,10 @@ def check_implementation(found: Spread, implementation: str | None) -> None:
 
 def specs(pieces: Pieces, found: Spread, sizes: dict[str, int]) -> tuple[PartitionSpec, ...]:
     """Returns how each array of a call lies on the mesh when its computation begins."""
-    ulysses = found.method == "ulysses"
     by_letter: dict[str, tuple[str, ...]] = {
         "B": found.batch,
-        "N": found.heads + found.sequence if ulysses else found.heads,
-        "T": () if ulysses else found.sequence,
+        "N": found.rows[0],
+        "T": found.times,
         "S": (),
         "K": found.heads if heads.divides(sizes["K"], found.sizes[1]) else (),
     }
@@ -99,9 +103,7 @@ def _compute(
     # The last two are arguments only so that no trace for others is reused.
     pieces, sizes = take_apart(problem), problem.sizes
     device = _Device(problem, pieces, found, order, implementation)
-    rows = found.heads + found.sequence if found.method == "ulysses" else found.heads
-    times = () if found.method == "ulysses" else found.sequence
-    row = PartitionSpec(found.batch or None, rows or None, times or None)
+    row = PartitionSpec(found.batch or None, found.rows[0] or None, found.times or None)
     out = PartitionSpec(found.batch or None, found.sequence or None, found.heads or None, None)
     places = specs(pieces, found, sizes)
     run = jax.shard_map(
@@ -159,7 +161,7 @@ class _Device:
         """Computes this device's part of the call from its parts of the arrays."""
         size, found = self.problem.sizes, self.found
         q, k, v, *others = arrays
-        if found.sequence and found.method == "ulysses":
+        if found.exchanged:
             q = heads.to_heads(q, found)
             k, v = (heads.keys_to_heads(x, found, size["N"], size["K"]) for x in (k, v))
             out, stats = self._whole([q, k, v, *others])
@@ -171,19 +173,17 @@ class _Device:
             self.order.scatter(x, axes.index("T"), found.sequence) if "T" in axes else x
             for x, axes in zip((q, k, v, *others), self.pieces.axes, strict=True)
         ]
-        rows = self._ring(own) if found.method == "ring" else self._allgather(own)
+        rows = self._ring(own) if found.ring else self._allgather(own)
         moved = rows.map(lambda x, axis: self.order.gather(x, axis, found.sequence))
         return moved.out.astype(v.dtype), moved.stats
 
     def _first(self) -> tuple[Array, Array]:
         """Returns this device's first batch element and query head."""
         size, found = self.problem.sizes, self.found
-        over = found.heads + found.sequence if found.method == "ulysses" else found.heads
-        counts = (found.sizes[0], found.sizes[1] * (found.sizes[2] if over != found.heads else 1))
-        pairs = zip((found.batch, over), ("B", "N"), counts, strict=True)
+        batch = (found.batch, found.sizes[0])
         b, h = (
             jax.lax.axis_index(axes) * (size[letter] // count) if axes else jnp.int32(0)
-            for axes, letter, count in pairs
+            for letter, (axes, count) in (("B", batch), ("N", found.rows))
         )
         return b, h
 

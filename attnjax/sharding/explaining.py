@@ -14,7 +14,7 @@ from attnjax.ops.softmax.plan import Plan
 from attnjax.ops.softmax.problem import Problem
 from attnjax.sharding import heads
 from attnjax.sharding.arrays import take_apart
-from attnjax.sharding.context import check_implementation, order_of
+from attnjax.sharding.context import check_implementation, is_plain, order_of
 from attnjax.sharding.partition import Partition, Spread, spread
 from attnjax.sharding.zigzag import Order, has_unknown, loads
 
@@ -39,7 +39,7 @@ def explain(
     """
     sizes = problem.sizes
     found = spread(partition, sizes)
-    if not found.axes or 0 in (sizes[a] for a in "BTSN"):
+    if is_plain(sizes):
         return dispatch.explain(problem, mask, implementation)
     order = order_of(dataclasses.replace(problem, mask=mask), found)
     check_implementation(found, implementation)
@@ -52,24 +52,20 @@ def explain(
 
 def _part(problem: Problem, found: Spread, order: Order) -> Problem:
     """Returns the call of one device's part, or of one of its parts."""
-    size, (batch, rows, devices) = problem.sizes, found.sizes
-    sequence = bool(found.sequence)
-    ulysses = sequence and found.method == "ulysses"
-    shared = rows * devices if ulysses else rows
-    tq = size["T"] if ulysses else size["T"] // (devices * order.chunks)
-    tk = -(-size["S"] // (2 * devices)) if sequence and found.method == "ring" else size["S"]
-    own = heads.count(size["N"], size["K"], shared)
+    size, (batch, _, devices), (_, rows) = problem.sizes, found.sizes, found.rows
+    tq = size["T"] // (devices * order.chunks) if found.times else size["T"]
+    tk = -(-size["S"] // (2 * devices)) if found.ring else size["S"]
     pieces = take_apart(problem)
     windows = {
         "B": (0, size["B"] // batch),
-        "N": (0, size["N"] // shared),
-        "K": (0, own),
+        "N": (0, size["N"] // rows),
+        "K": (0, heads.count(size["N"], size["K"], rows)),
         "T": (0, tq),
         "S": (0, tk),
         "R": (0, tq + tk - 1),
     }
     part = pieces.rebuild(pieces.part(pieces.arrays, windows))
-    placed = (sequence and not ulysses) or part.dropout is not None or part.user_functions
+    placed = found.times or part.dropout is not None or part.user_functions
     return dataclasses.replace(part, origin=jnp.zeros(4, jnp.int32) if placed else None)
 
 
@@ -90,7 +86,7 @@ def _notes(problem: Problem, mask: Mask, found: Spread, order: Order) -> tuple[s
     keys = size["B"] // batch * size["S"] // devices * max(1, size["K"] // rows)
     width = problem.q.dtype.itemsize
     both = keys * (size["H"] + size["D"])
-    if found.method == "ring":
+    if found.ring:
         load = loads(mask, size["T"], size["S"], order).sum(axis=1)
         known = ", as far as the mask is known while tracing" if has_unknown(mask) else ""
         lines.append(

@@ -89,6 +89,29 @@ class Spread:
         """All mesh axes that are named."""
         return self.batch + self.heads + self.sequence
 
+    @property
+    def ring(self) -> bool:
+        """Whether keys and values travel from device to device."""
+        return bool(self.sequence) and self.method == "ring"
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether devices exchange their share of the sequence for a share of the heads."""
+        return bool(self.sequence) and self.method == "ulysses"
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], int]:
+        """Mesh axes that divide the query heads while they are computed, and their devices."""
+        _, heads, devices = self.sizes
+        if self.exchanged:
+            return self.heads + self.sequence, heads * devices
+        return self.heads, heads
+
+    @property
+    def times(self) -> tuple[str, ...]:
+        """Mesh axes that divide the queries while they are computed."""
+        return () if self.exchanged else self.sequence
+
 
 def check_partition(partition: Any) -> Partition:
     """Returns a partition, or raises a ValueError that says what it must be."""
@@ -147,25 +170,15 @@ def spread(partition: Partition, sizes: dict[str, int]) -> Spread:
 
 def _check_sizes(found: Spread, sizes: dict[str, int]) -> None:
     batch, heads, sequence = found.sizes
-    ulysses = found.method == "ulysses"
-    for name, axes, letters, count, remedy in (
+    checks = [
         ("batch", found.batch, "B", batch, "Pad the batch"),
         ("heads", found.heads, "N", heads, "Use fewer devices along it"),
         ("sequence", found.sequence, "TS", sequence, "Pad the sequence and mask with Lengths"),
-        *(
-            [
-                (
-                    "sequence",
-                    found.heads + found.sequence,
-                    "N",
-                    heads * sequence,
-                    "method='ulysses' gives every device heads of its own: use method='ring'",
-                )
-            ]
-            if ulysses
-            else []
-        ),
-    ):
+    ]
+    if found.exchanged:
+        remedy = "method='ulysses' gives every device heads of its own: use method='ring'"
+        checks.append(("sequence", found.rows[0], "N", found.rows[1], remedy))
+    for name, axes, letters, count, remedy in checks:
         for letter in letters:
             if sizes[letter] % count:
                 where = " x ".join(axes)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
 from attnjax.ops.softmax.blockwise_call import Arguments, Inputs, Kernel, place, row_dot, take
 from attnjax.ops.softmax.problem import Known
-from attnjax.ops.tiles import Origin, Tiling
+from attnjax.ops.tiles import Origin
 from attnjax.typing import Index
 
 # The difference of two sums of float32 scores up to this size is exact to about 1e-5.
@@ -45,8 +45,10 @@ def forward(
     arguments: Arguments = jax.tree.unflatten(structure, flat)
     kernel = kernel.bind(arguments)
     t, dtype = kernel.tiling, kernel.dtype
-    if arguments.known is not None:
-        return _known_outputs(t, arguments.known)
+    if (known := arguments.known) is not None:
+        shape = (t.B, t.K, t.groups, t.T)
+        out = jnp.moveaxis(known.out, 1, 2).reshape(*shape, -1)
+        return Known(out, *jax.tree.map(lambda x: x.reshape(shape), known[1:])).results()
     inputs = kernel.inputs(arguments)
     schedule = arguments.by_query
     batches, groups, blocks, _ = t.counts
@@ -103,17 +105,6 @@ def forward(
     )
     out, *rows = jax.lax.fori_loop(0, batches * groups * blocks, one_block, empty)
     return (out, *rows), (out, *rows[:2])
-
-
-def _known_outputs(t: Tiling, known: Known) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Returns outputs and residuals of a part of a call whose result is known."""
-    shape = (t.B, t.K, t.groups, t.T)
-    out = jnp.moveaxis(known.out, 1, 2).reshape(*shape, -1)
-    if known.entropy is None:
-        rows = (known.logsumexp.reshape(shape),)
-        return (out, *rows), (out, *rows)
-    both = (known.logsumexp.reshape(shape), known.entropy.reshape(shape))
-    return (out, *both, *(jnp.zeros_like(both[0]),) * 3), (out, *both)
 
 
 def _small_scores(kernel: Kernel, inputs: Inputs) -> Array:

@@ -29,6 +29,13 @@ class Known(NamedTuple):
     logsumexp: Float[Array, "B N T"]
     entropy: Float[Array, "B N T"] | None
 
+    def results(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Returns outputs and residuals of a forward pass that has nothing to compute."""
+        kept = tuple(x for x in self if x is not None)
+        # Of the statistics, only these have derivatives.
+        others = () if self.entropy is None else (jnp.zeros_like(self.logsumexp),) * 3
+        return (*kept, *others), kept
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

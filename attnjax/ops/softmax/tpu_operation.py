@@ -154,9 +154,7 @@ def _forward(
     """Computes outputs and statistics; the residuals are what the backward pass reuses."""
     given: _Given = jax.tree.unflatten(structure, flat)
     if (known := given.plain.known) is not None:
-        found = tuple(x for x in known if x is not None)
-        rest = (jnp.zeros_like(known.logsumexp),) * 3 if call.stats else ()
-        return (*found, *rest), found
+        return known.results()
     arguments = _arguments(given, declared)
     tile = call.forward.tile
     inputs = inputs_of(tile, arguments)
