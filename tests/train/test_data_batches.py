@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from train.common.labelled_text import Example, LabelledText, hold_out
+from train.common.order import CHUNK
 from train.common.subwords import SubwordConfig
-from train.common.text_batches import CHUNK, TextBatches, TextEncoder
+from train.common.text_batches import TextBatches, TextEncoder
 from train.common.tokenise import TokeniserConfig
 
 

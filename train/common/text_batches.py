@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
-import grain
 import numpy as np
 
 from train.common.labelled_text import LabelledText
+from train.common.order import Batches, Order, one_pass
 from train.common.subwords import SubwordConfig, SubwordTable
 from train.common.task import Batch
 from train.common.tokenise import PAD_ID, TextTokeniser
 
-CHUNK = 16
-"""Batches that are drawn together and then sorted by length, to waste less on padding."""
 _WIDTHS = (24, 48, 96, 192, 384)
 """Batches are padded to one of these widths (or the longest text), for each compiles anew."""
 
@@ -98,11 +96,8 @@ class TextBatches:
         self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray | None = None
     ) -> Iterator[Batch]:
         """Yields training batches without end, from the one of step `start_step` on."""
-        order = _Order(self._lengths["train"], batch_size, seed)
-        source = _Batches(order, partial(self._batch, "train", rows=rows))
-        batches = iter(grain.MapDataset.source(source).to_iter_dataset())
-        grain.experimental.set_next_index(batches, start_step)
-        return batches
+        order = Order(self._lengths["train"], batch_size, seed)
+        return Batches(order, partial(self._batch, "train", rows=rows)).from_step(start_step)
 
     def eval_batches(
         self, split: str, *, batch_size: int, rows: np.ndarray | None = None
@@ -114,12 +109,8 @@ class TextBatches:
         """
         if split not in self._encoded:
             raise ValueError(f"there is no split {split!r}, only {sorted(self._encoded)}")
-        order = np.argsort(self._lengths[split], kind="stable").astype(np.int32)
-        for start in range(0, len(order), batch_size):
-            real = order[start : start + batch_size]
-            index = np.resize(real, batch_size)
-            weight = (np.arange(batch_size) < len(real)).astype(np.float32)
-            here = slice(None) if rows is None else rows
+        here = slice(None) if rows is None else rows
+        for index, weight in one_pass(self._lengths[split], batch_size):
             batch = self._batch(split, index, rows=rows)
             yield {**batch, "weight": weight[here], "index": index[here]}
 
@@ -129,47 +120,3 @@ class TextBatches:
         mine = index if rows is None else index[rows]
         batch = self._encoder.pad([self._encoded[split][i] for i in mine], longest=longest)
         return {**batch, "label": self._labels[split][mine]}
-
-
-class _Order:
-    """Which examples stand in which training batch: a function of seed and batch number alone.
-
-    Shuffled passes over the data follow each other without a seam. Each stretch of `CHUNK` batches
-    is sorted by length and cut into batches, which then come in a random order.
-    """
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        # Two suffice: a chunk reads at most a few passes, and batches come one after another.
-        self._pass = lru_cache(maxsize=2)(self._shuffled_pass)
-        self._chunk = lru_cache(maxsize=2)(self._sorted_chunk)
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        return self._chunk(step // CHUNK)[step % CHUNK]
-
-    def _sorted_chunk(self, chunk: int) -> np.ndarray:
-        size, total = self._batch_size * CHUNK, len(self._lengths)
-        places = np.arange(chunk * size, (chunk + 1) * size)
-        passes = places // total
-        examples = np.concatenate(
-            [self._pass(int(p))[places[passes == p] % total] for p in np.unique(passes)]
-        )
-        examples = examples[np.argsort(self._lengths[examples], kind="stable")]
-        rng = np.random.default_rng([self._seed, 1, chunk])
-        return rng.permutation(examples.reshape(CHUNK, self._batch_size))
-
-    def _shuffled_pass(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, 0, number]).permutation(len(self._lengths))
-
-
-class _Batches:
-    """A random-access source, as grain wants it, whose element i is training batch i."""
-
-    def __init__(self, order: _Order, make: Callable[[np.ndarray], Batch]):
-        self._order, self._make = order, make
-
-    def __len__(self) -> int:
-        return 2**40
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._make(self._order[int(step)])
