@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from train.common import source_tfds
+from train.common import catalogue
 from train.common.extras import MissingExtraError
 from train.common.sources import TextDataConfig
 
@@ -92,8 +92,8 @@ def test_without_a_network_it_says_what_to_do(tmp_path: Path, monkeypatch, name,
     def refuse(address, timeout):
         raise OSError("no network here")
 
-    monkeypatch.setattr(source_tfds.socket, "create_connection", refuse)
-    for proxy in source_tfds.PROXIES:
+    monkeypatch.setattr(catalogue.socket, "create_connection", refuse)
+    for proxy in catalogue.PROXIES:
         monkeypatch.delenv(proxy, raising=False)
     started = time.monotonic()
     with pytest.raises(ConnectionError) as caught:

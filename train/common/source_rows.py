@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from train.common.text_files import read_text
 from train.common.text_source import TextSource
 
 TREC_PATTERN = r"(?P<label>[^:\s]+):\S+\s+(?P<text>.*)"
@@ -36,12 +35,9 @@ def read_rows(path: Path, config: TextSource) -> Iterator[Row]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not what the configuration says; names the line.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--data {path}: no such file (besides a path, --data takes builtin and tfds:NAME)"
-        )
+    # A quoted csv field may span several lines, whose ends are kept.
+    lines = iter(io.StringIO(read_text(path, config.encoding), newline=""))
     kind = config.format if config.format != "auto" else _format_by_name(path)
-    lines = _lines(path, config.encoding)
     if kind == "jsonl":
         return _json_rows(path, lines, config)
     if kind in ("trec", "regex"):
@@ -58,28 +54,6 @@ def _format_by_name(path: Path) -> str:
             "--data.format"
         )
     return kinds[suffix]
-
-
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """Yields decoded lines, line ends kept (a quoted csv field may span several)."""
-    try:
-        content = path.read_bytes()
-        if path.name.endswith(".gz"):
-            content = gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
-    try:
-        # A byte-order mark would otherwise become part of the first column's name.
-        text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: not {encoding} text ({error.reason}); give its --data.encoding, "
-            "latin-1 for instance"
-        ) from error
-    except LookupError as error:
-        raise ValueError(f"--data.encoding {encoding}: {error}") from error
-    return iter(io.StringIO(text, newline=""))
 
 
 def _json_rows(path: Path, lines: Iterator[str], config: TextSource) -> Iterator[Row]:
