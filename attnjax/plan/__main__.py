@@ -30,7 +30,9 @@ from attnjax.plan.language_model import MODELS, Remat
 from attnjax.plan.language_training import Training
 from attnjax.plan.planning import Request, make_plan
 from attnjax.plan.training_run import TrainingRun
-from attnjax.plan.workload import Job, parse_mesh
+from attnjax.plan.workload import Job
+from attnjax.sharding.laying import mesh_sizes
+from attnjax.sharding.partition import Method
 
 FITS, TOO_LARGE, WRONG_USE = 0, 1, 2
 
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     target = targets.find(arguments.target)
     job, mesh = _job(arguments, command)
-    sizes = parse_mesh(arguments.mesh or mesh, target.devices)
+    sizes = mesh_sizes(arguments.mesh or mesh or "fsdp=-1", target.devices)
     plan = make_plan(Request(target, sizes, job, dict(arguments.xla)))
     print(report.text(plan), flush=True)
     answer = report.as_dict(plan)
@@ -174,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an option of the compiler; may be repeated",
     )
-    parser.add_argument("--method", choices=("ring", "ulysses", "allgather"), default="ring")
+    parser.add_argument("--method", choices=get_args(Method), default="ring")
     model = parser.add_argument_group("a language model's training step")
     model.add_argument("--model", choices=MODELS)
     model.add_argument("--batch", type=_positive, default=64, help="sequences in an update")

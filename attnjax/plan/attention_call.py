@@ -14,7 +14,9 @@ from jaxtyping import Array
 
 import attnjax
 from attnjax.masks import Mask
-from attnjax.plan.workload import BATCH, Change, Workload, attention_flops, partition
+from attnjax.plan.workload import Change, Workload, attention_flops
+from attnjax.sharding.laying import BATCH_AXES, partition_on
+from attnjax.sharding.partition import Method
 
 _MASKS: dict[str, tuple[Callable[..., Mask], int, int]] = {
     "full": (attnjax.Full, 0, 0),
@@ -44,7 +46,7 @@ class AttentionCall:
     width: int
     mask: str = "full"
     dtype: str = "bfloat16"
-    method: str = "ring"
+    method: Method = "ring"
     backward: bool = True
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class AttentionCall:
                 f"mesh: expected data * fsdp to divide B={self.batch}, seq to divide "
                 f"T={self.sequence} and model to divide N={self.heads}; got {dict(mesh.shape)}."
             )
-        mask, spread = parse_mask(self.mask), partition(mesh, self.method)
+        mask, spread = parse_mask(self.mask), partition_on(mesh.shape, self.method)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             out: Array = attnjax.attention(q, k, v, mask=mask, partition=spread)
@@ -78,7 +80,7 @@ class AttentionCall:
         keys = "model" if K % mesh.shape["model"] == 0 else None
 
         def shaped(heads: int, axis: str | None) -> Any:
-            place = NamedSharding(mesh, PartitionSpec(BATCH, "seq", axis))
+            place = NamedSharding(mesh, PartitionSpec(BATCH_AXES, "seq", axis))
             return jax.ShapeDtypeStruct((B, T, heads, H), jnp.dtype(self.dtype), sharding=place)
 
         arrays = {"inputs: q": shaped(N, "model"), "inputs: k": shaped(K, keys)}

@@ -15,7 +15,9 @@ from jaxtyping import Array
 
 from attnjax.masks import Causal
 from attnjax.plan.language_model import MODELS, LanguageModel, Place, Remat, Size
-from attnjax.plan.workload import BATCH, Change, Workload, attention_flops, partition
+from attnjax.plan.workload import Change, Workload, attention_flops
+from attnjax.sharding.laying import BATCH_AXES, partition_on
+from attnjax.sharding.partition import Method
 from attnjax.sharding.rules import shardings
 
 
@@ -39,7 +41,7 @@ class Training:
     remat: Remat = "full"
     accumulate: int = 1
     moments: Literal["float32", "bfloat16"] = "float32"
-    method: str = "ring"
+    method: Method = "ring"
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -104,7 +106,7 @@ class Training:
 
 def placer(mesh: Mesh) -> Place:
     """Returns what constrains activations: B is split over data and fsdp, T over seq."""
-    where: dict[str, Any] = {"B": BATCH, "T": "seq", ".": None}
+    where: dict[str, Any] = {"B": BATCH_AXES, "T": "seq", ".": None}
 
     def place(x: Array, axes: str) -> Array:
         spec = PartitionSpec(*(where[a] for a in axes))
@@ -132,7 +134,7 @@ def make(training: Training, mesh: Mesh) -> Workload:
         )
     if training.sequence % shards:
         raise ValueError(f"sequence: expected a multiple of seq={shards}, got {training.sequence}.")
-    place, spread = placer(mesh), partition(mesh, training.method)
+    place, spread = placer(mesh), partition_on(sizes, training.method)
     model = nnx.eval_shape(
         lambda: LanguageModel(
             training.size_of_model, remat=training.remat, spread=spread, rngs=nnx.Rngs(0)
@@ -171,7 +173,7 @@ def make(training: Training, mesh: Mesh) -> Workload:
     tokens = jax.ShapeDtypeStruct(
         (training.batch, training.sequence),
         jnp.int32,
-        sharding=NamedSharding(mesh, PartitionSpec(BATCH, "seq")),
+        sharding=NamedSharding(mesh, PartitionSpec(BATCH_AXES, "seq")),
     )
     params, moments = _placed(params, where), _placed(moments, beside)
     count = sum(x.size for x in jax.tree.leaves(params))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -14,11 +13,6 @@ from attnjax.api import explain
 from attnjax.masks import Mask
 from attnjax.plan.targets import Target
 from attnjax.sharding.laying import lay_mesh
-from attnjax.sharding.partition import Partition
-
-AXES = ("data", "fsdp", "model", "seq")
-BATCH = ("data", "fsdp")
-"""Mesh axes that split a batch."""
 
 Change = tuple[str, str, Any]
 """The kind of a change, the option that makes it, and the job with it."""
@@ -81,41 +75,6 @@ class Job(Protocol):
         ...
 
 
-def parse_mesh(text: str | None, devices: int) -> dict[str, int]:
-    """Reads the sizes of mesh axes.
-
-    Args:
-      text: as in `data=2,fsdp=8`; one size may be -1, for all devices that are left. None is
-        `fsdp=-1`.
-      devices: how many there are.
-
-    Returns:
-      The size of every axis of `AXES`.
-
-    Raises:
-      ValueError: for another axis, another size, or a product that is not `devices`.
-    """
-    sizes = dict.fromkeys(AXES, 1)
-    for part in ("fsdp=-1" if text is None else text).split(","):
-        name, _, value = part.strip().partition("=")
-        if name not in AXES or not value.lstrip("-").isdigit():
-            raise ValueError(
-                f"mesh: expected axes among {', '.join(AXES)} with sizes, such as data=2,fsdp=8; "
-                f"got {part!r}."
-            )
-        sizes[name] = int(value)
-    left = [name for name, size in sizes.items() if size == -1]
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if len(left) == 1 and known > 0 and devices % known == 0:
-        sizes[left[0]] = devices // known
-    if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
-        raise ValueError(
-            f"mesh: expected sizes whose product is the {devices} devices of the target, got "
-            f"{text!r}."
-        )
-    return sizes
-
-
 def make_mesh(target: Target, sizes: Mapping[str, int]) -> Mesh:
     """Lays a mesh over the devices of a target."""
     return lay_mesh(sizes, [*target.topology_devices()])
@@ -133,15 +92,3 @@ def attention_flops(q: Any, k: Any, mask: Mask, *, forward: int, backward: int) 
     """
     cost = explain(q, k, k, mask=mask).cost
     return forward * cost.flops_forward + backward * cost.flops_backward
-
-
-def partition(mesh: Mesh, method: str) -> Partition:
-    """Returns how attention is spread over a mesh with the axes of `AXES`."""
-    # A ring of one device would be one all the same; and kernels need every axis to be named.
-    whole = mesh.shape["seq"] == 1
-    return Partition(
-        batch=(*BATCH, "seq") if whole else BATCH,
-        heads="model",
-        sequence=None if whole else "seq",
-        method=method,  # type: ignore[arg-type]
-    )

@@ -3,27 +3,7 @@ import pytest
 import attnjax
 from attnjax.plan.attention_call import AttentionCall, parse_mask, parse_shape
 from attnjax.plan.language_training import Training
-from attnjax.plan.workload import parse_mesh
-
-
-@pytest.mark.parametrize(
-    ("text", "sizes"),
-    [
-        (None, (1, 16, 1, 1)),
-        ("data=2,fsdp=8", (2, 8, 1, 1)),
-        ("seq=4,data=-1", (4, 1, 1, 4)),
-        ("data=1, fsdp=2, model=4, seq=2", (1, 2, 4, 2)),
-    ],
-)
-def test_meshes(text, sizes):
-    assert tuple(parse_mesh(text, 16).values()) == sizes
-    assert tuple(parse_mesh(text, 16)) == ("data", "fsdp", "model", "seq")
-
-
-@pytest.mark.parametrize("text", ["data=3", "rows=16", "data", "data=0,fsdp=-1", "data=-1,seq=-1"])
-def test_wrong_meshes_are_refused(text):
-    with pytest.raises(ValueError, match="mesh: expected"):
-        parse_mesh(text, 16)
+from attnjax.sharding.laying import parse_mesh
 
 
 def test_masks():
@@ -59,7 +39,7 @@ def test_trainings_are_checked():
 
 
 def test_changes_of_a_training_need_less_memory_for_the_same_batch():
-    mesh = parse_mesh("fsdp=4", 4)
+    mesh = parse_mesh("fsdp=4")
     training = Training("lm-tiny", 16, 1024, remat="none")
     texts = [text for _, text, _ in training.changes(mesh)]
     assert texts == [

@@ -7,7 +7,8 @@ import pytest
 from attnjax.plan import compiling, report, targets
 from attnjax.plan.__main__ import FITS, TOO_LARGE, WRONG_USE, main
 from attnjax.plan.language_training import Training
-from attnjax.plan.workload import make_mesh, parse_mesh
+from attnjax.plan.workload import make_mesh
+from attnjax.sharding.laying import mesh_sizes
 from tests.train.toy import toy_task, toy_train
 
 
@@ -19,7 +20,7 @@ def libtpu():
 def _own_figures(job, target, mesh):
     """What the compiler says of a workload that is compiled in the usual way."""
     target = targets.find(target)
-    workload = job.make(make_mesh(target, parse_mesh(mesh, target.devices)))
+    workload = job.make(make_mesh(target, mesh_sizes(mesh, target.devices)))
     with compiling.building_for(target, workload):
         compiled = workload.function.lower(*workload.arguments.values()).compile()
     return compiled.memory_analysis()
@@ -105,7 +106,7 @@ def test_a_training_run(libtpu, tmp_path, monkeypatch, capsys):
         ("--target v5e-17 --model lm-tiny", "near it: v5e-8, v5e-16, v5e-32"),
         ("--target v5e-4", "expected one of --model NAME, --attention"),
         ("--target v5e-4 --model lm-tiny --attention 1,1,1,1,1", "expected one of --model NAME"),
-        ("--target v5e-4 --model lm-tiny --mesh fsdp=3", "the 4 devices of the target"),
+        ("--target v5e-4 --model lm-tiny --mesh fsdp=3", "multiply to the 4 devices, got 3"),
         ("--target v5e-4 --model lm-tiny --batch 6 --mesh fsdp=4", "batch: expected parts of"),
         ("--target v5e-4 --attention 1,8,1,1,8 --mesh seq=3,fsdp=-1", "mesh: expected sizes"),
         ("--target v5e-4 -- train.nothing", "'train.nothing': No module named"),

@@ -6,7 +6,7 @@ from attnjax.plan import searching, targets
 from attnjax.plan.language_training import Training
 from attnjax.plan.memory import Memory
 from attnjax.plan.planning import Plan, Request
-from attnjax.plan.workload import parse_mesh
+from attnjax.sharding.laying import mesh_sizes
 
 GIB = 2**30
 
@@ -38,7 +38,7 @@ def planned(monkeypatch):
 def _request(target="v5e-16", mesh="fsdp=16", **training):
     found = targets.find(target)
     job = Training("lm-1.3b", **{"batch": 64, "sequence": 4096, **training})
-    return Request(found, parse_mesh(mesh, found.devices), job)
+    return Request(found, mesh_sizes(mesh, found.devices), job)
 
 
 @pytest.mark.parametrize("batch", [16, 64, 4096])

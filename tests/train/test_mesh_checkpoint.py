@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attnjax.sharding.laying import mesh_sizes
 from tests.train.mesh_task import RULES, STEPS, language_task, language_train
 from tests.train.test_checkpoint import same_bits
 from tests.train.toy import PlainNet, toy_task
 from train.common.checkpoint import Checkpoints
 from train.common.config import TrainConfig
 from train.common.loop import run
-from train.common.mesh import build_mesh, mesh_sizes
+from train.common.mesh import build_mesh
 from train.common.metrics import read_history
 from train.common.optim import OptimConfig
 from train.common.signals import Interrupted

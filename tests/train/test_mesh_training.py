@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from attnjax.sharding.laying import AXES
 from tests.train.mesh_task import (
     BATCH,
     MODEL,
@@ -25,7 +26,6 @@ from tests.train.mesh_task import (
 )
 from train.common.config import TrainConfig
 from train.common.loop import run
-from train.common.mesh import AXES
 from train.common.optim import OptimConfig
 from train.common.step import on_device
 
@@ -162,7 +162,7 @@ class Perceptron(nnx.Module):
 @pytest.mark.parametrize(
     ("changes", "task", "message"),
     [
-        ({"mesh": "data=3"}, {}, "is for 3 devices, jax has 8"),
+        ({"mesh": "data=3"}, {}, "multiply to the 8 devices, got 3"),
         ({"mesh": "data=8", "batch_size": 12}, {}, "batch_size must be a multiple of the 8 ways"),
         ({"mesh": "model=8"}, {"num_heads": 4}, r"key\.kernel .*\(kv_heads, 4\) .* model=8"),
         ({"mesh": "data=4,seq=2"}, {"build_model": Perceptron}, "seq=2 splits sequences inside"),

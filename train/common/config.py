@@ -10,8 +10,10 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
+from attnjax.sharding.laying import parse_mesh
+from attnjax.sharding.partition import Method
 from train.common.distributed import DistributedConfig
-from train.common.mesh import build_mesh, check_batch, parse_mesh
+from train.common.mesh import build_mesh, check_batch
 from train.common.optim import OptimConfig
 
 PLACEMENT_FIELDS = ("mesh", "sequence_method", "remat")
@@ -72,7 +74,7 @@ class TrainConfig:
     """Precision of float32 matrix products on accelerators (`jax.default_matmul_precision`)."""
     mesh: Annotated[str | None, tyro.conf.arg(name="mesh", prefix_name=False)] = None
     """Devices along each axis, such as data=2,fsdp=2,model=2,seq=2; -1 for those left over."""
-    sequence_method: Literal["ring", "ulysses", "allgather"] = "ring"
+    sequence_method: Method = "ring"
     """How attention works over a sequence that the mesh's axis seq splits."""
     remat: Literal["none", "dots", "full"] = "none"
     """Recompute in backward passes, layer by layer: all but matrix products, or everything."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from attnjax.sharding.partition import names
 from train.common.config import TrainConfig
 from train.common.layout import Layout
 from train.common.optim import dotted
@@ -90,28 +91,22 @@ def _mesh(layout: Layout | None) -> list[str]:
 
 
 def _table(tree: Any) -> list[str]:
-    """One line for each array: path, shape, dtype; how it is split, where it is."""
+    """One line for each array: path, shape, dtype; how it is split, as `model . fsdp`."""
     rows = []
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         shape = list(np.shape(x))
-        sharding = getattr(x, "sharding", None)
+        sharding: Any = getattr(x, "sharding", None)
         part = shape if sharding is None else list(sharding.shard_shape(tuple(shape)))
-        split = f"  {part} on each device: {_spec(sharding)}" if part != shape else ""
+        split = ""
+        if part != shape:
+            axes = " ".join("+".join(names(entry)) or "." for entry in sharding.spec)
+            split = f"  {part} on each device: {axes}"
         rows.append((dotted(path), str(shape), f"{x.dtype}", split))
     width = max((len(name) for name, *_ in rows), default=0) + 2
     return [
         f"  {name:<{width}}{shape:<20}{dtype:<9}{split}".rstrip()
         for name, shape, dtype, split in rows
     ]
-
-
-def _spec(sharding: Any) -> str:
-    """The mesh axes of each dimension, `model . fsdp`."""
-    names = (
-        "." if axes is None else axes if isinstance(axes, str) else "+".join(axes)
-        for axes in sharding.spec
-    )
-    return " ".join(names)
 
 
 def _sizes(parts: Mapping[str, Any], layout: Layout | None) -> list[str]:

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from attnjax.sharding.laying import BATCH_AXES
+from attnjax.sharding.partition import names
 from attnjax.sharding.rules import Rules, shardings
-from train.common.mesh import BATCH_AXES
 
 
 def state_shardings(state: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -23,7 +24,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules) -> Any:
 
     Args:
         state: a training state, or its shapes.
-        mesh: with the axes of `train.common.mesh.AXES`.
+        mesh: with the axes of `attnjax.sharding.laying.AXES`.
         rules: for the parameters.
 
     Returns:
@@ -61,7 +62,7 @@ class Layout:
     """Where everything of a run lies on a mesh."""
 
     mesh: Mesh
-    """With the axes of `train.common.mesh.AXES`."""
+    """With the axes of `attnjax.sharding.laying.AXES`."""
     state: Any
     """A `NamedSharding` for each array of the training state."""
 
@@ -82,7 +83,8 @@ class Layout:
             ValueError: its devices would all do the same.
         """
         places = jax.tree.leaves(self.state["model"]["params"])
-        if self.mesh.shape[axis] > 1 and not any(axis in _axes(place.spec) for place in places):
+        used = {name for place in places for entry in place.spec for name in names(entry)}
+        if self.mesh.shape[axis] > 1 and axis not in used:
             raise ValueError(
                 f"mesh: {axis}={self.mesh.shape[axis]} splits no parameter of this model, so that "
                 "its devices would repeat each other's work; give them to data or fsdp"
@@ -134,10 +136,3 @@ class Layout:
                 return function(*arguments)
 
         return traced
-
-
-def _axes(spec: PartitionSpec) -> set[str]:
-    """The mesh axes that a PartitionSpec names."""
-    return {
-        name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)
-    }

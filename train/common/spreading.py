@@ -6,27 +6,10 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from attnjax import Partition
 from attnjax.nn import spread
 from attnjax.nn.stack import LayerStack
+from attnjax.sharding.laying import partition_on
 from train.common.config import TrainConfig
-from train.common.mesh import BATCH_AXES
-
-
-def partition_on(sizes: Mapping[str, int], config: TrainConfig) -> Partition:
-    """How attention is spread over a mesh; axes of size 1 are left away.
-
-    Args:
-        sizes: of the mesh's axes.
-        config: says how sequences are split.
-    """
-    batch = tuple(name for name in BATCH_AXES if sizes[name] > 1)
-    return Partition(
-        batch=batch or None,
-        heads="model" if sizes["model"] > 1 else None,
-        sequence="seq" if sizes["seq"] > 1 else None,
-        method=config.sequence_method,
-    )
 
 
 def prepare_model(model: nnx.Module, config: TrainConfig, sizes: Mapping[str, int] | None) -> None:
@@ -55,7 +38,7 @@ def prepare_model(model: nnx.Module, config: TrainConfig, sizes: Mapping[str, in
             )
     if sizes is None:
         return
-    if not spread(model, partition_on(sizes, config)) and sizes["seq"] > 1:
+    if not spread(model, partition_on(sizes, config.sequence_method)) and sizes["seq"] > 1:
         raise ValueError(
             f"mesh: seq={sizes['seq']} splits sequences inside attention layers, and this model "
             "has none; give these devices to data or fsdp"

@@ -108,7 +108,7 @@ def blueprint(
         optimizer: as in `init_state`.
         seed: as in `init_state`.
         ema: as in `init_state`.
-        mesh: with the axes of `train.common.mesh.AXES`; its devices need not be here to plan.
+        mesh: with the axes of `attnjax.sharding.laying.AXES`; its devices need not be here to plan.
         rules: where the parameters belong on the mesh.
 
     Raises:
