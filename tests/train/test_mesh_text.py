@@ -56,4 +56,4 @@ def test_a_model_without_sequences_to_split(files: dict[str, Path], tmp_path: Pa
     assert main([*given, "--mesh", "data=4,seq=2"]) == 2
     assert "seq=2 splits sequences inside attention layers" in capsys.readouterr().err
     assert main([*given, "--mesh", "data=3"]) == 2
-    assert "mesh 'data=3' is for 3 devices, jax has 8" in capsys.readouterr().err
+    assert "multiply to the 8 devices, got 3 of 'data=3'" in capsys.readouterr().err
