@@ -82,5 +82,10 @@ class TextSource:
     @property
     def prepared_dir(self) -> Path:
         """The folder of prepared data sets, absolute."""
-        default = os.environ.get("ATTNJAX_DATA_DIR", "~/.cache/attnjax/data")
-        return Path(self.data_dir or default).expanduser().absolute()
+        return default_data_dir(self.data_dir)
+
+
+def default_data_dir(given: str | None) -> Path:
+    """The folder of prepared data sets, absolute: the given one, or where they usually are."""
+    default = os.environ.get("ATTNJAX_DATA_DIR", "~/.cache/attnjax/data")
+    return Path(given or default).expanduser().absolute()
