@@ -167,4 +167,4 @@ def test_the_owner_of_each_sentence_is_stored(builtin) -> None:
     _, folder = builtin
     record = prepared(folder).as_data_source("test")[0]
     assert split_of(record["owner"].decode()) == "test"
-    assert set(record) == set(Sentence._fields)
+    assert set(record) == {*Sentence._fields, "place"}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy
+import numpy as np
 import scipy
 import tensorflow_datasets as tfds
 
@@ -21,7 +21,7 @@ SPLITS = ("train", "validation", "test")
 def _config() -> tfds.core.BuilderConfig:
     """The corpus of the installed libraries; other versions have other sentences."""
     return tfds.core.BuilderConfig(
-        name=f"numpy_{numpy.__version__}_scipy_{scipy.__version__}",
+        name=f"numpy_{np.__version__}_scipy_{scipy.__version__}",
         description="Docstrings of these two releases.",
     )
 
@@ -29,8 +29,8 @@ def _config() -> tfds.core.BuilderConfig:
 class AttnjaxDocstrings(tfds.core.GeneratorBasedBuilder):
     """Sentences of NumPy's and SciPy's docstrings, labelled by sub-package, split by function."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First release.", "1.1.0": "Places in the corpus."}
     BUILDER_CONFIGS: ClassVar = [_config()]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -42,6 +42,7 @@ class AttnjaxDocstrings(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=list(SUBPACKAGES)),
                     "owner": tfds.features.Text(),
+                    "place": tfds.features.Scalar(np.int32),
                 }
             ),
             supervised_keys=("text", "label"),
@@ -51,10 +52,11 @@ class AttnjaxDocstrings(tfds.core.GeneratorBasedBuilder):
         del dl_manager
         return {split: self._generate_examples(split) for split in SPLITS}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str | int]]]:
         for key, sentence in enumerate(corpus()):
             if split_of(sentence.owner) == split:
-                yield key, sentence._asdict()
+                # Stored records come in another order.
+                yield key, {**sentence._asdict(), "place": key}
 
 
 def prepared(data_dir: Path) -> tfds.core.DatasetBuilder:

@@ -1,0 +1,110 @@
+"""`DocumentConfig`: `--data builtin`, `tfds:<name>` or paths, as one `Documents`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import tyro
+
+from train.common.documents import Documents, HoldOut
+from train.common.text_source import default_data_dir
+
+
+@dataclass(frozen=True)
+class DocumentConfig:
+    """Which texts, what a document is, and what is held out.
+
+    Raises:
+        ValueError: a fraction is out of range or options contradict each other.
+    """
+
+    source: Annotated[tuple[str, ...], tyro.conf.arg(name="data", prefix_name=False)] = ("builtin",)
+    """builtin (docstrings of NumPy and SciPy), tfds:NAME, or paths of the training texts: plain
+    text or .jsonl, each also .gz, or folders of them."""
+    validation: tuple[str, ...] = ()
+    """Files or folders with the validation split; without any, part of the training data."""
+    test: tuple[str, ...] = ()
+    """Files or folders with the test split; without any, part of the training data."""
+    document: Literal["file", "paragraph", "line"] = "file"
+    """What is one document in a plain text file; blank lines separate paragraphs. In a .jsonl file
+    each record is one."""
+    column: str | None = None
+    """The column of .jsonl records, or the feature of a tfds data set, that holds the text."""
+    encoding: str = "utf-8"
+    """Encoding of the files, latin-1 for instance."""
+    hold_out: HoldOut = "auto"
+    """documents: hold out whole documents, drawn at random; end: the last characters of the text;
+    auto: the end where there are fewer than 20 documents."""
+    validation_fraction: float = 0.1
+    """Share held out when the source has no validation split."""
+    test_fraction: float = 0.1
+    """Share held out when the source has no test split; with 0 validation is what is measured."""
+    split_seed: int = 0
+    """Seeds which documents are held out; not moved by the training seed."""
+    max_train: int | None = None
+    """Use only this many training documents (the first ones after a shuffle), for quick trials."""
+    data_dir: str | None = None
+    """Where prepared data sets live; by default $ATTNJAX_DATA_DIR, else ~/.cache/attnjax/data."""
+
+    def __post_init__(self) -> None:
+        """Rejects values that cannot mean anything."""
+        if not self.source:
+            raise ValueError("--data needs builtin, tfds:NAME or at least one path")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}"
+            )
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"test_fraction must lie in [0, 1), got {self.test_fraction}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction leave nothing to train on")
+        if self.max_train is not None and self.max_train < 1:
+            raise ValueError(f"max_train must be at least 1, got {self.max_train}")
+        named = [s for s in self.source if s == "builtin" or s.startswith("tfds:")]
+        if named and len(self.source) > 1:
+            raise ValueError(f"--data takes {named[0]} alone, got it among {list(self.source)}")
+        if named and (self.validation or self.test):
+            raise ValueError(
+                f"separate validation and test files go with files as --data, got {named[0]!r}"
+            )
+
+    @classmethod
+    def from_json(cls, described: dict[str, Any]) -> Self:
+        """The config that `dataclasses.asdict` and JSON made `described` of."""
+        paths = {name: tuple(described[name]) for name in ("source", "validation", "test")}
+        return cls(**{**described, **paths})
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the sources are paths."""
+        return self.source[0] != "builtin" and not self.source[0].startswith("tfds:")
+
+    @property
+    def prepared_dir(self) -> Path:
+        """The folder of prepared data sets, absolute."""
+        return default_data_dir(self.data_dir)
+
+    def load(self) -> Documents:
+        """Reads all documents into memory.
+
+        Raises:
+            ValueError: the data can't be what was asked for; names the file and line.
+            FileNotFoundError: a path does not exist.
+            ConnectionError: a `tfds:` data set has to be fetched and can't be; says what to do.
+            MissingExtraError: a `tfds:` data set needs TensorFlow.
+        """
+        # Imported here: reading a text file should not wait for tensorflow-datasets.
+        if self.is_file:
+            from train.common.document_files import load_files as load
+        else:
+            from train.common.document_tfds import load_tfds as load
+        data = load(self)
+        if self.max_train is not None:
+            train = data.splits["train"]
+            order = np.random.default_rng(self.split_seed).permutation(len(train))
+            kept = tuple(train[i] for i in order[: self.max_train])
+            data = replace(data, splits={**data.splits, "train": kept})
+        return data.with_leak_note()
