@@ -25,8 +25,9 @@ class PairBatches:
 
     Every batch holds `source` int32 `[B, S]` (`END_ID` last), `source_length` int32 `[B]`,
     `target_in` int32 `[B, T]` (`BEGIN_ID` first), `target_out` int32 `[B, T]` (`END_ID` last) and
-    `target_length` int32 `[B]`; evaluation batches also `weight` float32 `[B]` and `index` int32
-    `[B]`, the place of each example in its split.
+    `target_length` int32 `[B]`; evaluation batches also `weight` float32 `[B]`, `index` int32
+    `[B]`, the place of each example in its split, and the pairs themselves as strings,
+    `source_text` and `target_text` `[B]`.
 
     Args:
         data: the pairs.
@@ -42,10 +43,13 @@ class PairBatches:
         self._encoded = {
             split: tokens.encode(data.sources(split), data.targets(split)) for split in SPLITS
         }
+        self._pairs = dict(data.splits)
         self.too_long = {s: sum(e.cut for e in encoded) for s, encoded in self._encoded.items()}
         self._skips = tokens.config.too_long == "skip"
         if self._skips:
-            self._encoded["train"] = [e for e in self._encoded["train"] if not e.cut]
+            fits = [i for i, e in enumerate(self._encoded["train"]) if not e.cut]
+            self._encoded["train"] = [self._encoded["train"][i] for i in fits]
+            self._pairs["train"] = tuple(data.splits["train"][i] for i in fits)
             if not self._encoded["train"]:
                 raise ValueError(
                     f"all {self.too_long['train']} training pairs are longer than max_source="
@@ -87,7 +91,14 @@ class PairBatches:
         here = slice(None) if rows is None else rows
         for index, weight in one_pass(self._keys[split], batch_size):
             batch = self._batch(split, index, rows=rows)
-            yield {**batch, "weight": weight[here], "index": index[here]}
+            pairs = [self._pairs[split][i] for i in index[here]]
+            yield {
+                **batch,
+                "weight": weight[here],
+                "index": index[here],
+                "source_text": np.array([pair.source for pair in pairs], object),
+                "target_text": np.array([pair.target for pair in pairs], object),
+            }
 
     def _batch(self, split: str, index: np.ndarray, *, rows: np.ndarray | None) -> Batch:
         """The examples `index`, or `rows` of them, as wide as all of them together are."""

@@ -1,0 +1,112 @@
+"""`SeqModelConfig`: models that write a text for a text, from a command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+from flax import nnx
+
+from attnjax.models import Seq2SeqConfig
+from attnjax.nn import TransformerConfig
+from attnjax.sharding.rules import TRANSFORMER
+from train.common.attention_config import AttentionConfig
+from train.common.pair_tokens import PairTokens
+
+# Vocabularies come from the data, in any number, so nothing but fsdp splits what belongs to them.
+RULES = TRANSFORMER.extended(axes=(("vocab", None),))
+"""Where the parameters of these models belong on a mesh."""
+
+
+@dataclass(frozen=True)
+class SeqModelConfig:
+    """Which encoder-decoder, its sizes and what keeps it from learning the training set by heart.
+
+    Raises:
+        ValueError: a size or a rate is out of range.
+    """
+
+    name: Annotated[Literal["transformer"], tyro.conf.arg(name="model", prefix_name=False)] = (
+        "transformer"
+    )
+    """What reads and writes."""
+    features: int = 256
+    """Width of the model."""
+    encoder_layers: int = 3
+    """Layers that read the source."""
+    decoder_layers: int = 3
+    """Layers that write the target."""
+    heads: int = 4
+    """Attention heads."""
+    hidden: int | None = None
+    """Width inside the feed-forward layers; None is four times `features`."""
+    activation: Literal["gelu", "relu", "swiglu"] = "gelu"
+    """What the feed-forward layers apply."""
+    norm: Literal["layer", "rms"] = "layer"
+    """What normalises."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Whether the input of each sublayer is normalised, or each sum."""
+    tied: Literal["auto", "all", "target", "none"] = "auto"
+    """Which embeddings are one: source, target and output (all), target and output (target);
+    auto: all where the vocabulary is shared, else target."""
+    dropout: float = 0.1
+    """Dropout on the embeddings, inside the feed-forward layers and after each sublayer."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """How the Transformer attends."""
+
+    def __post_init__(self) -> None:
+        """Rejects what no model can be built from."""
+        for name in ("features", "encoder_layers", "decoder_layers", "heads", "hidden"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.features % self.heads:
+            raise ValueError(f"features {self.features} must be a multiple of heads {self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> SeqModelConfig:
+        """The config that `dataclasses.asdict` and JSON made `fields` of."""
+        return cls(**{**fields, "attention": AttentionConfig(**fields["attention"])})
+
+    def build(self, tokens: PairTokens, *, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the model.
+
+        Args:
+            tokens: vocabularies and limits.
+            rngs: streams `params` and `dropout`.
+
+        Raises:
+            ValueError: options contradict each other.
+        """
+        return self.config(tokens).build(rngs=rngs)
+
+    def config(self, tokens: PairTokens) -> Seq2SeqConfig:
+        """The config of the library's model."""
+        tied = self.tied
+        if tied == "auto":
+            tied = "all" if tokens.joint else "target"
+        return Seq2SeqConfig(
+            source_vocabulary=tokens.source.size,
+            target_vocabulary=tokens.target.size,
+            encoder=self._stack(self.encoder_layers, tokens.config.max_source, reads=True),
+            decoder=self._stack(self.decoder_layers, tokens.config.max_target, reads=False),
+            tied=tied,
+            embedding_scale=self.features**0.5,
+        )
+
+    def _stack(self, layers: int, longest: int, *, reads: bool) -> TransformerConfig:
+        return TransformerConfig(
+            features=self.features,
+            num_heads=self.heads,
+            num_layers=layers,
+            num_kv_heads=self.attention.kv_heads,
+            hidden=self.hidden,
+            activation=self.activation,
+            norm=self.norm,
+            norm_position=self.norm_position,
+            dropout_rate=self.dropout,
+            attention=self.attention.options(longest=longest, bidirectional=reads),
+        )

@@ -1,0 +1,120 @@
+"""The task of writing a text for a text: loss, greedy outputs and metrics for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from train.common.pair_batches import PairBatches
+from train.common.pair_tokens import PairTokens
+from train.common.seq_models import RULES, SeqModelConfig
+from train.common.seq_tokenise import BEGIN_ID, END_ID, PAD_ID
+from train.common.task import Batch, Task
+
+Metric = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
+"""`(outputs, references) -> scores by name`, over a whole split."""
+
+
+def seq_task(
+    model: SeqModelConfig,
+    tokens: PairTokens,
+    batches: PairBatches,
+    *,
+    smoothing: float,
+    metric: Metric | None,
+) -> Task:
+    """Puts data, model, loss and metrics together.
+
+    The loss is the mean over the examples of the summed cross-entropy of their tokens, divided by
+    the mean length of a training target: nats per token over the whole training split, whatever
+    lengths a batch has and into how many parts it is split.
+
+    Args:
+        model: the model.
+        tokens: tokenisers and limits.
+        batches: the data.
+        smoothing: share of each target that is spread over the whole vocabulary.
+        metric: compares greedy outputs with the references at each evaluation; None leaves it at
+            `loss`, nats per token, and `token_accuracy`, which need no decoding.
+    """
+
+    def losses(model: Any, batch: Batch, smoothing: float) -> tuple[jax.Array, jax.Array]:
+        """Summed loss and number of right tokens of each example, `[B]` each."""
+        logits = model(batch["source"], batch["target_in"], source_lengths=batch["source_length"])
+        target = batch["target_out"]
+        inside = jnp.arange(target.shape[1]) < batch["target_length"][:, None]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1) if smoothing else 0.0
+        hits = jnp.argmax(logits, axis=-1) == target
+        loss = (1 - smoothing) * nll + smoothing * uniform
+        return jnp.sum(loss * inside, axis=1), jnp.sum(hits & inside, axis=1)
+
+    def loss(model: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        total, hits = losses(model, batch, smoothing)
+        share = jnp.mean(hits / batch["target_length"])
+        return jnp.mean(total) / batches.mean_target, {"token_accuracy": share}
+
+    def predict(model: Any, batch: Batch) -> dict[str, Any]:
+        total, hits = losses(model, batch, 0.0)
+        predicted = {"nll": total, "hits": hits}
+        if metric is not None:
+            predicted["output"] = greedy(model, batch, tokens.config.max_target)
+        return predicted
+
+    def evaluate(results: list[tuple[dict[str, np.ndarray], Batch]]) -> dict[str, float]:
+        real = np.concatenate([batch["weight"] for _, batch in results]) > 0
+
+        def joined(rows: Sequence[Any]) -> np.ndarray:
+            return np.concatenate(rows)[real]
+
+        count = joined([batch["target_length"] for _, batch in results]).sum()
+        metrics = {
+            "loss": float(joined([p["nll"] for p, _ in results]).sum() / count),
+            "token_accuracy": float(joined([p["hits"] for p, _ in results]).sum() / count),
+        }
+        if metric is not None:
+            outputs = tokens.target.decode_batch(joined([p["output"] for p, _ in results]))
+            references = joined([batch["target_text"] for _, batch in results]).tolist()
+            metrics |= metric(outputs, references)
+        return metrics
+
+    def build_model(rngs: nnx.Rngs) -> nnx.Module:
+        return model.build(tokens, rngs=rngs)
+
+    return Task(build_model, loss, predict, evaluate, batches, RULES)
+
+
+def greedy(model: Any, batch: Batch, max_tokens: int) -> jax.Array:
+    """The likeliest token after each one, until all outputs of a batch have ended.
+
+    Args:
+        model: an encoder-decoder.
+        batch: has `source` and `source_length`.
+        max_tokens: longest output, the end included.
+
+    Returns:
+        int32 `[B, max_tokens]`, `PAD_ID` after the end.
+    """
+    rows = batch["source"].shape[0]
+    cache = model.init_cache(batch["source"], batch["source_length"], max_tokens)
+    begin = jnp.full((rows,), BEGIN_ID, jnp.int32)
+    start = (0, begin, jnp.zeros((rows,), bool), cache, jnp.full((rows, max_tokens), PAD_ID))
+
+    def more(carry: Any) -> jax.Array:
+        step, _, ended, _, _ = carry
+        return (step < max_tokens) & ~jnp.all(ended)
+
+    def one(carry: Any) -> Any:
+        step, token, ended, cache, out = carry
+        logits, cache = model.decode(token[:, None], cache)
+        token = jnp.where(ended, PAD_ID, jnp.argmax(logits[:, -1], axis=-1)).astype(jnp.int32)
+        out = out.at[:, step].set(token)
+        return step + 1, token, ended | (token == END_ID), cache, out
+
+    return jax.lax.while_loop(more, one, start)[-1]
