@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +11,7 @@ import scipy
 import tensorflow_datasets as tfds
 
 from train.common.builders.docstring_corpus import SUBPACKAGES, corpus, split_of
-from train.common.builders.quiet import quiet
+from train.common.builders.offline import prepared_offline
 
 SPLITS = ("train", "validation", "test")
 
@@ -60,27 +58,5 @@ class AttnjaxDocstrings(tfds.core.GeneratorBasedBuilder):
 
 
 def prepared(data_dir: Path) -> tfds.core.DatasetBuilder:
-    """Returns the builder, its data prepared under `data_dir` (once, about 5 s).
-
-    The data set is made in a folder of its own and moved into place whole, so that processes that
-    start together neither wait for each other nor read half a data set.
-    """
-    with quiet():
-        builder = AttnjaxDocstrings(data_dir=str(data_dir), file_format="array_record")
-        if builder.is_prepared():
-            return builder
-        _prepare(data_dir, Path(builder.data_dir))
-        return AttnjaxDocstrings(data_dir=str(data_dir), file_format="array_record")
-
-
-def _prepare(data_dir: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing-") as scratch:
-        fresh = AttnjaxDocstrings(data_dir=scratch, file_format="array_record")
-        fresh.download_and_prepare()
-        try:
-            os.rename(fresh.data_dir, target)
-        except OSError:
-            # Another process was faster; its data set is the same.
-            if not target.is_dir():
-                raise
+    """Returns the builder, its data prepared under `data_dir` (once, about 5 s)."""
+    return prepared_offline(AttnjaxDocstrings, data_dir)
