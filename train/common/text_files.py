@@ -7,6 +7,14 @@ import zlib
 from pathlib import Path
 
 
+def check_file(path: Path) -> None:
+    """Raises FileNotFoundError if there is no such file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--data {path}: no such file (besides a path, --data takes builtin and tfds:NAME)"
+        )
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """The whole text of a file; line ends stay as they are.
 
@@ -18,10 +26,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is no whole gzip file, or not text in this encoding; names the line.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--data {path}: no such file (besides a path, --data takes builtin and tfds:NAME)"
-        )
+    check_file(path)
     content = path.read_bytes()
     if path.name.endswith(".gz"):
         try:
