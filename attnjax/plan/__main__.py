@@ -133,12 +133,6 @@ def _option(text: str) -> tuple[str, Any]:
     return name, {"true": True, "false": False}.get(value.lower(), value)
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1; got {number}")
-    return number
-
-
 def _count(text: str) -> int:
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"expected at least 0; got {number}")
@@ -179,10 +173,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=get_args(Method), default="ring")
     model = parser.add_argument_group("a language model's training step")
     model.add_argument("--model", choices=MODELS)
-    model.add_argument("--batch", type=_positive, default=64, help="sequences in an update")
-    model.add_argument("--sequence", type=_positive, default=4096, help="tokens in a sequence")
+    model.add_argument("--batch", type=int, default=64, help="sequences in an update")
+    model.add_argument("--sequence", type=int, default=4096, help="tokens in a sequence")
     model.add_argument("--remat", choices=get_args(Remat), default="full")
-    model.add_argument("--accumulate", type=_positive, default=1, help="parts of a batch")
+    model.add_argument("--accumulate", type=int, default=1, help="parts of a batch")
     model.add_argument("--moments", choices=("float32", "bfloat16"), default="float32")
     call = parser.add_argument_group("an attention call")
     call.add_argument("--attention", metavar="B,T,N,K,H", help="its sizes")

@@ -120,11 +120,10 @@ def _wrapped(program: hlo.Program, name: str, x: hlo.Instruction) -> bool:
 def _size(program: hlo.Program, x: hlo.Instruction, kind: str) -> int:
     """Returns the bytes of the whole array: what is gathered, reduced, exchanged or passed on."""
     operands = sum(hlo.bytes_of(program.instructions[name].shape) for name in x.operands)
-    if kind == "all-gather":
-        if not x.opcode.endswith("-start"):
-            return hlo.bytes_of(x.shape)
-        return hlo.bytes_of(x.shape) - operands
-    return operands
+    if kind != "all-gather":
+        return operands
+    # The result of a start repeats the operands.
+    return hlo.bytes_of(x.shape) - (operands if x.opcode.endswith("-start") else 0)
 
 
 def _sent(kind: str, size: int, devices: int) -> int:

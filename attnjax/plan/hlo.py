@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^  (?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -18,6 +19,7 @@ _CALLED = re.compile(
 _SEVERAL = re.compile(r"(?:branch|called)_computations=\{([^}]*)\}")
 _KERNELS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton", "__cublas", "__cudnn")
 _BITS = re.compile(r"[a-z]+(\d+)")
+_FAST = re.compile(r"S\([1-9]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +138,10 @@ class Program:
         def visit(name: str, count: int) -> None:
             found[name] = found.get(name, 0) + count
             for x in self.computations.get(name, ()):
-                trips = 1
-                if x.opcode == "while":
-                    known = self.trips(x)
-                    if known is None:
-                        unknown.append(x.name)
-                    trips = 1 if known is None else known
+                trips = self.trips(x) if x.opcode == "while" else 1
+                if trips is None:
+                    unknown.append(x.name)
+                    trips = 1
                 for called in x.called:
                     visit(called, count * trips)
 
@@ -197,18 +197,33 @@ def _split(text: str) -> tuple[str, str]:
     raise ValueError(f"a parenthesis is not closed in {text[:80]!r}")
 
 
-def arrays(shape: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Yields the element type, sizes and layout of each array of a shape's text."""
+class Array(NamedTuple):
+    """An array of a shape's text.
+
+    Attributes:
+      bytes: its size, without what its layout pads it by.
+      slow: its size in the device's large memory: 0 where it lies in fast memory.
+    """
+
+    bytes: int
+    slow: int
+
+
+def arrays(shape: str) -> list[Array]:
+    """Returns the arrays of a shape's text."""
+    found = []
     for dtype, sizes, layout in _ARRAY.findall(shape):
-        yield dtype, tuple(int(n) for n in sizes.split(",") if n), layout
+        bits = _BITS.match(dtype)  # a predicate has none, and takes a byte
+        size = math.prod(int(n) for n in sizes.split(",") if n) * int(bits[1] if bits else 8) // 8
+        found.append(Array(size, 0 if _FAST.search(layout) else size))
+    return found
 
 
 def bytes_of(shape: str) -> int:
-    """Returns the bytes of the arrays of a shape, without what layouts pad them by."""
-    return sum(math.prod(sizes) * bits(dtype) // 8 for dtype, sizes, _ in arrays(shape))
+    """Returns the bytes of all arrays of a shape."""
+    return sum(array.bytes for array in arrays(shape))
 
 
-def bits(dtype: str) -> int:
-    """Returns the bits of an element; a predicate takes a byte."""
-    found = _BITS.match(dtype)
-    return int(found[1]) if found else 8
+def slow_bytes_of(shape: str) -> int:
+    """Returns the bytes of those arrays of a shape that lie in the device's large memory."""
+    return sum(array.slow for array in arrays(shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from attnjax.masks import Causal
 from attnjax.plan.language_model import MODELS, LanguageModel, Place, Remat, Size
-from attnjax.plan.workload import Change, Workload, attention_flops
+from attnjax.plan.workload import Change, Workload, attention_flops, lighter
 from attnjax.sharding.laying import BATCH_AXES, partition_on
 from attnjax.sharding.partition import Method
 from attnjax.sharding.rules import shardings
@@ -90,15 +90,11 @@ class Training:
 
     def changes(self, mesh: Mapping[str, int]) -> Iterator[Change]:
         """Yields what needs less memory for the same batch: remat, accumulation, moments."""
-        levels = get_args(Remat)
-        for remat in levels[levels.index(self.remat) + 1 :]:
-            yield "remat", f"--remat {remat}", dataclasses.replace(self, remat=remat)
-        parts = 2 * self.accumulate
-        while parts <= 32 * self.accumulate:
-            other = dataclasses.replace(self, accumulate=parts) if self.batch % parts == 0 else None
-            if other is not None and other.takes(mesh):
-                yield "accumulate", f"--accumulate {parts}", other
-            parts *= 2
+        for name, value in lighter(self.batch, self.remat, self.accumulate):
+            changed: dict[str, Any] = {name: value}
+            other = dataclasses.replace(self, **changed)
+            if other.takes(mesh):
+                yield name, f"--{name} {value}", other
         if self.moments == "float32":
             other = dataclasses.replace(self, moments="bfloat16")
             yield "moments", "--moments bfloat16", other

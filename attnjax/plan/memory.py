@@ -163,10 +163,5 @@ def _roots(
 
 
 def _bytes(here: Mapping[str, hlo.Instruction], name: str, index: int | None) -> int:
-    every = [*hlo.arrays(here[name].shape)]
-    chosen = every if index is None else every[index : index + 1]
-    return sum(
-        math.prod(sizes) * hlo.bits(dtype) // 8
-        for dtype, sizes, layout in chosen
-        if not re.search(r"S\([1-9]", layout)
-    )
+    every = hlo.arrays(here[name].shape)
+    return sum(x.slow for x in (every if index is None else every[index : index + 1]))

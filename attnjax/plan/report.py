@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attnjax.plan.planning import UNKNOWN, Plan
@@ -18,9 +18,9 @@ def text(plan: Plan) -> str:
     """Returns a plan as a page of text."""
     lines = [
         plan.title,
-        f"  settings  {_settings(plan)}",
+        f"  settings  {_listed(plan.settings)}",
         f"  target    {plan.request.target.describe()}",
-        f"  mesh      {_mesh(plan)}",
+        f"  mesh      {_listed(plan.request.mesh)}",
         f"  compiled in {plan.seconds:.0f} s by the target's own compiler, on this machine",
         "",
         "Memory of one device",
@@ -37,12 +37,8 @@ def text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _settings(plan: Plan) -> str:
-    return ", ".join(f"{name}={value}" for name, value in plan.settings.items())
-
-
-def _mesh(plan: Plan) -> str:
-    return ", ".join(f"{name}={size}" for name, size in plan.request.mesh.items())
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _memory(plan: Plan) -> Iterator[str]:

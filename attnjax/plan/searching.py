@@ -140,8 +140,8 @@ def fixes(plan: Plan, *, wanted: int = 3, compiles: int = 12, say: Say) -> tuple
 
 def candidates(request: Request) -> Iterator[tuple[str, str, Request]]:
     """Yields changes of a request as `(kind, text, request)`, the gentlest first."""
-    singles = [*_of_job(request), *_of_mesh(request)]
-    yield from singles
+    yield from _of_job(request)
+    yield from _of_mesh(request)
     yield from _of_target(request)
     yield from _combined(request)
     yield from _smaller(request)
@@ -198,7 +198,10 @@ def _combined(request: Request) -> Iterator[tuple[str, str, Request]]:
 def _smaller(request: Request) -> Iterator[tuple[str, str, Request]]:
     for axis in ("batch", "sequence"):
         step = request.job.granule(axis, request.mesh)
-        size = request.job.size(axis) // 2 // step * step
+        try:
+            size = request.job.size(axis) // 2 // step * step
+        except ValueError:  # the data of a training run decide how long its sequences are
+            continue
         while size >= step:
             job = request.job.resized(axis, size)
             yield axis, job.option(axis), request.replace(job=job)

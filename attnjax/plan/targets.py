@@ -38,7 +38,7 @@ class Device:
         there is one link.
       cores: how much of the number in a target's name one device stands for.
       per_chip: devices that share a chip and its links.
-      hosts: devices of one host.
+      per_host: devices of one host.
       source: where the numbers are from.
     """
 
@@ -50,7 +50,7 @@ class Device:
     torus: int
     cores: int
     per_chip: int
-    hosts: int
+    per_host: int
     source: str
 
 
@@ -122,11 +122,11 @@ class Target:
     @property
     def hosts(self) -> int:
         """How many hosts it has; slices of at most one host's chips have one."""
-        return -(-self.devices // self.device.hosts)
+        return -(-self.devices // self.device.per_host)
 
     def describe(self) -> str:
         """One line: the number of chips, devices and hosts and how they are wired."""
-        cores = self.chips * self.device.cores * self.device.per_chip
+        cores = self.devices * self.device.cores
         counted = f" ({cores} TensorCores)" if cores != self.chips else ""
         hosts = "1 host" if self.hosts == 1 else f"{self.hosts} hosts"
         wires = f"{self.shape} torus" if self.device.torus else "one NVLink switch"
@@ -171,13 +171,8 @@ def find(name: str) -> Target:
         near = sorted(alike[:3], key=[*known].index)
     else:
         near = alike or difflib.get_close_matches(name, known, n=4, cutoff=0.3) or [*known]
-    counts = {
-        "v5p": " v5p counts TensorCores, two to a chip.",
-        "tpu7x": " tpu7x counts TensorCores, two to a chip.",
-    }
-    raise ValueError(
-        f"target: there is no {name!r}; near it: {', '.join(near)}.{counts.get(family, '')}"
-    )
+    counts = f" {family} counts TensorCores, two to a chip." if family in ("v5p", "tpu7x") else ""
+    raise ValueError(f"target: there is no {name!r}; near it: {', '.join(near)}.{counts}")
 
 
 @functools.cache

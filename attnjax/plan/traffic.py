@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 
 from attnjax.plan import hlo
@@ -12,7 +10,6 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
     *("while", "conditional", "call", "partition-id", "replica-id", "optimization-barrier"),
 }
-_FAST = re.compile(r"S\([1-9]")
 _RUN = ("while", "conditional", "call")
 
 
@@ -37,23 +34,23 @@ def _moved(program: hlo.Program, x: hlo.Instruction) -> int:
     if x.opcode in _FREE or x.opcode.endswith(("-done", "-update")):
         return 0
     if x.opcode == "fusion":
-        (inner,) = (program.computations[name] for name in x.called[:1])
+        inner = program.computations[x.called[0]]
         return _read(program, x, inner) + _written(x, inner)
     if x.opcode == "dynamic-slice":
-        return 2 * _slow(x.shape)
+        return 2 * hlo.slow_bytes_of(x.shape)
     if x.opcode == "dynamic-update-slice":
-        return 2 * _slow(program.instructions[x.operands[1]].shape)
+        return 2 * hlo.slow_bytes_of(program.instructions[x.operands[1]].shape)
     if x.opcode.endswith("-start"):
         # The result repeats the operands, and adds what it makes.
-        return _slow(x.shape)
-    read = sum(_slow(program.instructions[name].shape) for name in x.operands)
-    return read + _slow(x.shape)
+        return hlo.slow_bytes_of(x.shape)
+    read = sum(hlo.slow_bytes_of(program.instructions[name].shape) for name in x.operands)
+    return read + hlo.slow_bytes_of(x.shape)
 
 
 def _read(program: hlo.Program, x: hlo.Instruction, inner: tuple[hlo.Instruction, ...]) -> int:
     total = 0
     for n, name in enumerate(x.operands):
-        whole = _slow(program.instructions[name].shape)
+        whole = hlo.slow_bytes_of(program.instructions[name].shape)
         users = [u for y in inner if _is_parameter(y, n) for u in _users(inner, y)]
         if users and all(user.opcode == "dynamic-slice" for user, _ in users):
             whole = min(whole, sum(hlo.bytes_of(user.shape) for user, _ in users))
@@ -67,18 +64,15 @@ def _written(x: hlo.Instruction, inner: tuple[hlo.Instruction, ...]) -> int:
     here = {y.name: y for y in inner}
     root = inner[-1]
     makers = root.operands if root.opcode == "tuple" else (root.name,)
-    every = [*hlo.arrays(x.shape)]
+    every = hlo.arrays(x.shape)
     if len(every) != len(makers):
-        return _slow(x.shape)
+        return hlo.slow_bytes_of(x.shape)
     total = 0
-    for (dtype, sizes, layout), name in zip(every, makers, strict=True):
-        if _FAST.search(layout):
-            continue
-        maker = _behind(here[name], here)
-        whole = math.prod(sizes) * hlo.bits(dtype) // 8
+    for array, name in zip(every, makers, strict=True):
+        maker, written = _behind(here[name], here), array.slow
         if maker.opcode == "dynamic-update-slice":
-            whole = min(whole, hlo.bytes_of(here[maker.operands[1]].shape))
-        total += whole
+            written = min(written, hlo.bytes_of(here[maker.operands[1]].shape))
+        total += written
     return total
 
 
@@ -110,12 +104,3 @@ def _changes(user: hlo.Instruction, name: str) -> bool:
 
 def _is_parameter(x: hlo.Instruction, number: int) -> bool:
     return x.opcode == "parameter" and x.rest.startswith(f"({number})")
-
-
-def _slow(shape: str) -> int:
-    """Returns the bytes of those arrays of a shape that lie in the device's large memory."""
-    return sum(
-        math.prod(sizes) * hlo.bits(dtype) // 8
-        for dtype, sizes, layout in hlo.arrays(shape)
-        if not _FAST.search(layout)
-    )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from attnjax.plan.workload import Change, Workload
+from attnjax.plan.workload import Change, Workload, lighter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +129,8 @@ class TrainingRun:
 
     def changes(self, mesh: Mapping[str, int]) -> Iterator[Change]:
         """Yields what needs less memory for the same batch: remat and accumulation."""
-        levels = ("none", "dots", "full")
-        for remat in levels[levels.index(self.config.remat) + 1 :]:
-            config = dataclasses.replace(self.config, remat=remat)
-            yield "remat", f"--train.remat {remat}", dataclasses.replace(self, config=config)
-        parts = 2 * self.config.accumulate
-        while self.config.batch_size % parts == 0 and parts <= 32 * self.config.accumulate:
-            config = dataclasses.replace(self.config, accumulate=parts)
-            other = dataclasses.replace(self, config=config)
+        config = self.config
+        for name, value in lighter(config.batch_size, config.remat, config.accumulate):
+            other = dataclasses.replace(self, config=dataclasses.replace(config, **{name: value}))
             if other.takes(mesh):
-                yield "accumulate", f"--train.accumulate {parts}", other
-            parts *= 2
+                yield name, f"--train.{name} {value}", other

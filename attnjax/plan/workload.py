@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import jax
 from jax.sharding import Mesh
 
 from attnjax.api import explain
 from attnjax.masks import Mask
+from attnjax.plan.language_model import Remat
 from attnjax.plan.targets import Target
 from attnjax.sharding.laying import lay_mesh
 
@@ -55,7 +56,7 @@ class Job(Protocol):
         ...
 
     def size(self, axis: str) -> int:
-        """Returns its size along `batch` or `sequence`."""
+        """Returns its size along `batch` or `sequence`; raises a ValueError where it has none."""
         ...
 
     def granule(self, axis: str, mesh: Mapping[str, int]) -> int:
@@ -73,6 +74,25 @@ class Job(Protocol):
     def changes(self, mesh: Mapping[str, int]) -> Iterator[Change]:
         """Yields changes that need less memory for the same batch, the gentlest first."""
         ...
+
+
+def lighter(batch: int, remat: Remat, accumulate: int) -> Iterator[tuple[str, str | int]]:
+    """Yields settings with which a step needs less memory for the same batch.
+
+    Args:
+      batch: examples in an update.
+      remat: what backward passes keep now.
+      accumulate: the parts that the batch is run in now.
+
+    Yields:
+      `remat` or `accumulate` and a value, the gentlest first.
+    """
+    levels = get_args(Remat)
+    yield from (("remat", level) for level in levels[levels.index(remat) + 1 :])
+    parts = 2 * accumulate
+    while batch % parts == 0 and parts <= 32 * accumulate:
+        yield "accumulate", parts
+        parts *= 2
 
 
 def make_mesh(target: Target, sizes: Mapping[str, int]) -> Mesh:

@@ -6,7 +6,9 @@ from attnjax.plan import searching, targets
 from attnjax.plan.language_training import Training
 from attnjax.plan.memory import Memory
 from attnjax.plan.planning import Plan, Request
+from attnjax.plan.training_run import TrainingRun
 from attnjax.sharding.laying import mesh_sizes
+from tests.train.toy import toy_train
 
 GIB = 2**30
 
@@ -124,3 +126,17 @@ def test_candidates_keep_what_they_do_not_name():
         *("remat", "accumulate", "moments", "mesh fsdp", "mesh seq", "mesh model"),
         *("target", "together", "batch", "sequence"),
     }
+
+
+def test_a_training_run_is_changed_by_its_own_options():
+    run = TrainingRun("train.toy", (), None, toy_train(batch_size=64))
+    request = Request(targets.find("v5e-4"), mesh_sizes("fsdp=4", 4), run)
+    found = [(kind, text) for kind, text, _ in searching.candidates(request)]
+    assert [text for kind, text in found if kind in ("remat", "accumulate")] == [
+        *("--train.remat dots", "--train.remat full"),
+        *(f"--train.accumulate {parts}" for parts in (2, 4, 8, 16)),
+    ]
+    # How long sequences are is for the data to say, so they stay.
+    assert [text for kind, text in found if kind in ("batch", "sequence")] == [
+        f"--train.batch-size {size}" for size in (32, 16, 8, 4)
+    ]
