@@ -8,8 +8,11 @@ from attnjax.nn.cache import KeyValues, KVCache
 from attnjax.nn.config import TransformerConfig
 from attnjax.nn.decoder import Decoder, DecoderCache, EncoderDecoder
 from attnjax.nn.encoder import Encoder
+from attnjax.nn.experts import ExpertOptions, MixtureOfExperts
 from attnjax.nn.feedforward import FeedForward
+from attnjax.nn.frequencies import llama3_rotary, yarn_rotary
 from attnjax.nn.interop import attention_fn
+from attnjax.nn.norms import OffsetRMSNorm
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.pooling import AttentionPooling
 from attnjax.nn.positions import (
@@ -34,11 +37,14 @@ __all__ = [
     "DecoderCache",
     "Encoder",
     "EncoderDecoder",
+    "ExpertOptions",
     "FeedForward",
     "KVCache",
     "KeyValues",
     "LearnedPositions",
+    "MixtureOfExperts",
     "MultiHeadAttention",
+    "OffsetRMSNorm",
     "Positions",
     "RelativeBias",
     "Rotary",
@@ -46,8 +52,10 @@ __all__ = [
     "TransformerBlock",
     "TransformerConfig",
     "attention_fn",
+    "llama3_rotary",
     "shift_mask",
     "shift_score_mod",
     "sinusoids",
     "spread",
+    "yarn_rotary",
 ]

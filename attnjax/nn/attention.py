@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,6 +15,7 @@ from attnjax.dropout import Dropout
 from attnjax.masks import Causal, Mask, Window, as_mask
 from attnjax.nn.cache import KeyValues, KVCache
 from attnjax.nn.checks import check_heads, check_positions, check_sequence
+from attnjax.nn.norms import build_norm
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.positions import Positions
 from attnjax.nn.steps import attend_to_cache
@@ -23,10 +24,6 @@ from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
 
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
-_NORMS: dict[str, Any] = {
-    "rms": nnx.RMSNorm,
-    "layer": functools.partial(nnx.LayerNorm, use_bias=False),
-}
 
 
 class MultiHeadAttention(nnx.Module):
@@ -101,14 +98,9 @@ class MultiHeadAttention(nnx.Module):
         self.key = project(kv_features, (num_kv_heads, head_dim), options.key_bias)
         self.value = project(kv_features, (num_kv_heads, head_dim), options.use_bias)
         out_features = features if out_features is None else out_features
-        self.out = project((num_heads, head_dim), out_features, options.use_bias, axis=(-2, -1))
-        norm = None if options.qk_norm is None else _NORMS[options.qk_norm]
-        self.query_norm, self.key_norm = (
-            None
-            if norm is None
-            else norm(head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            for _ in range(2)
-        )
+        out_bias = options.use_bias if options.out_bias is None else options.out_bias
+        self.out = project((num_heads, head_dim), out_features, out_bias, axis=(-2, -1))
+        self.query_norm, self.key_norm = (self._build_norm(rngs) for _ in range(2))
         table = position.init(
             rngs.params(), features=features, num_heads=num_heads, dtype=param_dtype
         )
@@ -160,6 +152,7 @@ class MultiHeadAttention(nnx.Module):
             *kv,
             mask=self._mask(mask),
             score_mod=self._score_mods(score_mod),
+            scale=self.options.scale,
             sinks=None if self.sinks is None else self.sinks[...],
             dropout=self._dropout(),
             precision=self.options.precision,
@@ -188,6 +181,38 @@ class MultiHeadAttention(nnx.Module):
         if self.key_norm is not None:
             k = self.key_norm(k)
         return KeyValues(self.position.rotate(k, positions), self.value(kv))
+
+    def last_weights(
+        self, x: Float[Array, "B T F"], kv: KeyValues, *, mask: Mask | Array | None = None
+    ) -> Float[Array, "B S"]:
+        """Returns where the last query looks: its weights before dropout, averaged over the heads.
+
+        Args:
+          x: the sequence that asks.
+          kv: what `keys_values` made of the sequence that is attended to.
+          mask: as in the call.
+
+        Returns:
+          float32; rows sum to 1 less what learned sinks take, and are 0 where there is nothing to
+          attend to.
+        """
+        q, k = self._queries(x, self._positions("positions", None, x)), kv.k
+
+        def first_value(v: Array) -> Array:
+            out: Any = attention(
+                q.astype(jnp.float32),
+                k.astype(jnp.float32),
+                v,
+                mask=self._mask(mask),
+                score_mod=self._score_mods(None),
+                scale=self.options.scale,
+                sinks=None if self.sinks is None else self.sinks[...],
+                precision=self.options.precision,
+            )
+            return jnp.sum(out[:, -1]) / self.num_heads
+
+        # The output is linear in the values: its derivative by a value is the value's weight.
+        return jnp.sum(jax.grad(first_value)(jnp.ones((*k.shape[:3], 1), jnp.float32)), (2, 3))
 
     def init_cache(self, batch: int, capacity: int, *, dtype: Any = None) -> KVCache:
         """Returns an empty cache for `decode`.
@@ -257,6 +282,19 @@ class MultiHeadAttention(nnx.Module):
             )
         )
         return out + poison(full, out.dtype).reshape(-1, 1, 1), cache
+
+    def _build_norm(self, rngs: nnx.Rngs) -> Any:
+        if self.options.qk_norm is None:
+            return None
+        return build_norm(
+            self.options.qk_norm,
+            self.head_dim,
+            epsilon=self.options.qk_norm_epsilon,
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
 
     def _positions(self, name: str, positions: Array | None, x: Array) -> Any:
         B, T, _ = x.shape

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attnjax.masks import Mask
+from attnjax.nn.attention import ScoreMods
 from attnjax.nn.cache import KeyValues, KVCache
 from attnjax.nn.config import TransformerConfig
 from attnjax.nn.spreading import place_sequence
@@ -18,7 +19,8 @@ from attnjax.sharding.partition import Partition
 class TransformerBlock(nnx.Module):
     """One pre-norm or post-norm Transformer layer.
 
-    Each sublayer `f` is `x + f(norm(x))` (pre) or `norm(x + f(x))` (post).
+    Each sublayer `f` is `x + f(norm(x))` (pre), `norm(x + f(x))` (post), or `x + norm(f(norm(x)))`
+    with two norms (both).
 
     Sources: Vaswani et al., "Attention Is All You Need" (2017) for post-norm; Xiong et al., "On
     Layer Normalization in the Transformer Architecture" (2020) for pre-norm.
@@ -26,17 +28,25 @@ class TransformerBlock(nnx.Module):
     Args:
       config: sizes and choices.
       cross: whether the layer attends to a memory after itself.
+      layer: index of the layer in its stack, for configs whose layers differ.
       rngs: for the parameters, and the stream `dropout`.
     """
 
-    def __init__(self, config: TransformerConfig, *, cross: bool = False, rngs: nnx.Rngs) -> None:
-        self.pre = config.norm_position == "pre"
-        self.attention = config.build_attention(cross=False, rngs=rngs)
-        self.attention_norm = config.build_norm(rngs=rngs)
-        self.cross = config.build_attention(cross=True, rngs=rngs) if cross else None
+    def __init__(
+        self, config: TransformerConfig, *, cross: bool = False, layer: int = 0, rngs: nnx.Rngs
+    ) -> None:
+        self.norm_position = config.norm_position
+
+        def after() -> Any:
+            return config.build_norm(rngs=rngs) if config.norm_position == "both" else None
+
+        self.attention = config.build_attention(cross=False, layer=layer, rngs=rngs)
+        self.attention_norm, self.attention_after = config.build_norm(rngs=rngs), after()
+        self.cross = config.build_attention(cross=True, layer=layer, rngs=rngs) if cross else None
         self.cross_norm = config.build_norm(rngs=rngs) if cross else None
+        self.cross_after = after() if cross else None
         self.feed_forward = config.build_feed_forward(rngs=rngs)
-        self.feed_forward_norm = config.build_norm(rngs=rngs)
+        self.feed_forward_norm, self.feed_forward_after = config.build_norm(rngs=rngs), after()
         self.dropout = nnx.Dropout(config.dropout_rate, rngs=rngs)
 
     def __call__(
@@ -46,6 +56,7 @@ class TransformerBlock(nnx.Module):
         *,
         mask: Mask | Array | None = None,
         memory_mask: Mask | Array | None = None,
+        score_mod: ScoreMods | None = None,
         positions: Int[Array, "*B T"] | None = None,
         stats: bool = False,
     ) -> Any:
@@ -56,6 +67,7 @@ class TransformerBlock(nnx.Module):
           memory: what the cross-attention attends to, or what its `keys_values` made of it.
           mask: mask of the self-attention.
           memory_mask: mask of the cross-attention, for T queries and S keys of the memory.
+          score_mod: what else happens to the scores of the self-attention.
           positions: positions of `x`, for rotary positions.
           stats: also return the `AttentionStats` of the self-attention.
 
@@ -67,11 +79,13 @@ class TransformerBlock(nnx.Module):
         """
 
         def attend(x: Array) -> tuple[Array, Any]:
-            result: Any = self.attention(x, mask=mask, positions=positions, stats=stats)
+            result: Any = self.attention(
+                x, mask=mask, score_mod=score_mod, positions=positions, stats=stats
+            )
             return result if stats else (result, None)
 
         partition = self.attention.options.partition
-        x, found = self._sublayers(x, attend, memory, memory_mask, partition)
+        x, found, _ = self._sublayers(x, attend, memory, memory_mask, partition)
         return (x, found) if stats else x
 
     def decode(
@@ -82,18 +96,30 @@ class TransformerBlock(nnx.Module):
         *,
         mask: Mask | Array | None = None,
         memory_mask: Mask | Array | None = None,
+        score_mod: ScoreMods | None = None,
         positions: Int[Array, "*B T"] | None = None,
-    ) -> tuple[Array, KVCache]:
+        memory_weights: bool = False,
+    ) -> Any:
         """Applies the layer to the next positions; `MultiHeadAttention.decode` says how.
 
         Returns:
-          `[B, T, F]` and the next cache.
+          `[B, T, F]` and the next cache; with `memory_weights=True` also the weights `[B, S]` of
+          the last position in the cross-attention.
+
+        Raises:
+          ValueError: if the weights of a cross-attention are wanted and there is none, or another
+            argument is wrong.
         """
+        if memory_weights and self.cross is None:
+            raise ValueError("memory_weights: expected False, for there is no cross-attention.")
 
         def attend(x: Array) -> tuple[Array, Any]:
-            return self.attention.decode(x, cache, mask=mask, positions=positions)
+            return self.attention.decode(
+                x, cache, mask=mask, score_mod=score_mod, positions=positions
+            )
 
-        return self._sublayers(x, attend, memory, memory_mask)
+        x, cache, weights = self._sublayers(x, attend, memory, memory_mask, weights=memory_weights)
+        return (x, cache, weights) if memory_weights else (x, cache)
 
     def keys_values(self, memory: Float[Array, "B S F"] | None) -> KeyValues | None:
         """Projects a memory for the cross-attention; None if there is none.
@@ -113,29 +139,36 @@ class TransformerBlock(nnx.Module):
         memory: Any,
         memory_mask: Any,
         partition: Partition | None = None,
-    ) -> tuple[Array, Any]:
+        weights: bool = False,
+    ) -> tuple[Array, Any, Array | None]:
         self._check_memory(memory)
         if self.cross is None and memory_mask is not None:
             raise ValueError("memory_mask: expected None, for there is no cross-attention.")
-        x, found = self._residual(x, self.attention_norm, attend)
-        x = place_sequence(x, partition)
+        x, found = self._residual(x, self.attention_norm, attend, self.attention_after)
+        x, looked = place_sequence(x, partition), None
         if self.cross is not None:
             cross = self.cross
 
             def look(x: Array) -> tuple[Array, Any]:
                 out: Any = cross(x, memory, mask=memory_mask)
-                return out, None
+                return out, cross.last_weights(x, memory, mask=memory_mask) if weights else None
 
-            x = place_sequence(self._residual(x, self.cross_norm, look)[0], partition)
-        x, _ = self._residual(x, self.feed_forward_norm, lambda x: (self.feed_forward(x), None))
-        return place_sequence(x, partition), found
+            x, looked = self._residual(x, self.cross_norm, look, self.cross_after)
+            x = place_sequence(x, partition)
+
+        def feed_forward(x: Array) -> tuple[Array, None]:
+            return self.feed_forward(x), None
+
+        x, _ = self._residual(x, self.feed_forward_norm, feed_forward, self.feed_forward_after)
+        return place_sequence(x, partition), found, looked
 
     def _residual(
-        self, x: Array, norm: Any, sublayer: Callable[[Array], tuple[Array, Any]]
+        self, x: Array, norm: Any, sublayer: Callable[[Array], tuple[Array, Any]], after: Any
     ) -> tuple[Array, Any]:
-        change, found = sublayer(norm(x) if self.pre else x)
-        x = x + self.dropout(change)
-        return (x if self.pre else norm(x)), found
+        post = self.norm_position == "post"
+        change, found = sublayer(x if post else norm(x))
+        x = x + self.dropout(change if after is None else after(change))
+        return (norm(x) if post else x), found
 
     def _check_memory(self, memory: Any) -> None:
         if self.cross is None and memory is not None:

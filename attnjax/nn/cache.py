@@ -118,6 +118,38 @@ class KVCache:
         length = rewound(self.length, length, self.k.shape[0], self.capacity)
         return dataclasses.replace(self, length=length)
 
+    def take(self, index: Int[Array, "A"]) -> KVCache:
+        """Returns the cache of some examples, in any order, each as often as it is named.
+
+        Args:
+          index: examples, integers `[A]`; may be traced.
+
+        Returns:
+          The cache of A examples.
+
+        Raises:
+          ValueError: for another shape or dtype, or an example that is known not to be there.
+        """
+        check_examples(index, self.k.shape[0])
+        k, v = (taken(x, index) for x in (self.k, self.v))
+        return KVCache(k, v, taken(self.length, index) if self.length.ndim else self.length)
+
+
+def check_examples(index: Any, batch: int) -> None:
+    """Raises ValueError unless `index` names examples of a batch: integers `[A]`."""
+    if np.ndim(index) != 1 or not jnp.issubdtype(jnp.result_type(index), jnp.integer):
+        raise ValueError(
+            f"index: expected integers [A], the examples to take, got shape {np.shape(index)}, "
+            f"dtype {jnp.result_type(index)}."
+        )
+    if is_concrete(index) and np.any((np.asarray(index) < 0) | (np.asarray(index) >= batch)):
+        raise ValueError(f"index: expected examples from 0 to {batch - 1}, got {index}.")
+
+
+def taken(x: Array, index: Array, axis: int = 0) -> Array:
+    """Takes entries along an axis; what a traced index asks for beyond its end is NaN."""
+    return jnp.take(x, jnp.asarray(index), axis=axis, mode="fill")
+
 
 def rewound(present: Array, length: int | Array, batch: int, capacity: int) -> Int[Array, "*B"]:
     """Checks an earlier length of a cache; `KVCache.rewind` says how.

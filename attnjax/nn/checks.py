@@ -30,13 +30,18 @@ def check_sequence(name: str, x: Any, features: int) -> None:
         raise ValueError(f"{name}: expected an array [batch, time, {features}], got {got}.")
 
 
-def check_positions(name: str, positions: Any, B: int, T: int, scheme: Positions) -> None:
-    """Raises ValueError unless positions are integers `[T]` or `[B, T]` that a scheme takes."""
+def check_explicit(name: str, scheme: Positions) -> None:
+    """Raises ValueError unless a scheme takes positions."""
     if not scheme.explicit:
         raise ValueError(
             f"{name}: expected None with {type(scheme).__name__}, which counts distances along the "
             "arrays; hide padding by the mask instead."
         )
+
+
+def check_positions(name: str, positions: Any, B: int, T: int, scheme: Positions) -> None:
+    """Raises ValueError unless positions are integers `[T]` or `[B, T]` that a scheme takes."""
+    check_explicit(name, scheme)
     dtype = jnp.asarray(positions).dtype
     fits = jnp.shape(positions) in ((T,), (1, T), (B, T))
     if not fits or not jnp.issubdtype(dtype, jnp.integer):

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.masks import Causal, Mask, as_mask
 from attnjax.nn.blocks import TransformerBlock
-from attnjax.nn.cache import KeyValues, KVCache, rewound
+from attnjax.nn.cache import KeyValues, KVCache, check_examples, rewound, taken
 from attnjax.nn.config import TransformerConfig
 from attnjax.nn.encoder import Encoder
 from attnjax.nn.inputs import InputPositions
+from attnjax.nn.spreading import place_sequence
 from attnjax.nn.stack import LayerStack
 from attnjax.ops.softmax.stats import AttentionStats
 
@@ -40,6 +41,13 @@ class DecoderCache:
         _, batch, capacity, *_ = self.layers.k.shape
         return dataclasses.replace(self, length=rewound(self.length, length, batch, capacity))
 
+    def take(self, index: Int[Array, "A"]) -> DecoderCache:
+        """Returns the cache of some examples, the memory included; `KVCache.take` says how."""
+        check_examples(index, self.layers.k.shape[1])
+        layers, memory = jax.tree.map(lambda x: taken(x, index, axis=1), (self.layers, self.memory))
+        length = taken(self.length, index) if self.length.ndim else self.length
+        return DecoderCache(layers, memory, length)
+
 
 class Decoder(nnx.Module):
     """A stack of causal Transformer layers over embeddings.
@@ -53,7 +61,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: TransformerConfig, *, cross: bool = False, rngs: nnx.Rngs) -> None:
         self.inputs = InputPositions(config, rngs=rngs)
         self.stack = LayerStack(config, cross=cross, rngs=rngs)
-        self.norm = config.build_norm(rngs=rngs) if config.norm_position == "pre" else None
+        self.norm = config.build_norm(rngs=rngs) if config.norm_position != "post" else None
 
     def __call__(
         self,
@@ -82,12 +90,19 @@ class Decoder(nnx.Module):
         Raises:
           ValueError: if a memory is missing or not wanted, or an argument is wrong.
         """
+        x = place_sequence(x, self.stack.partition)
         x, positions = self.inputs(x, positions), self.inputs.for_layers(positions)
-        mask = Causal() & as_mask(mask)
+        mask, score_mods = Causal() & as_mask(mask), self.inputs.score_mods()
 
         def layer(block: TransformerBlock, x: Array, _: None) -> tuple[Array, Any]:
             result = block(
-                x, memory, mask=mask, memory_mask=memory_mask, positions=positions, stats=stats
+                x,
+                memory,
+                mask=mask,
+                memory_mask=memory_mask,
+                score_mod=score_mods,
+                positions=positions,
+                stats=stats,
             )
             return result if stats else (result, None)
 
@@ -136,7 +151,8 @@ class Decoder(nnx.Module):
         mask: Mask | Array | None = None,
         memory_mask: Mask | Array | None = None,
         positions: Int[Array, "*B T"] | None = None,
-    ) -> tuple[Array, DecoderCache]:
+        memory_weights: bool = False,
+    ) -> Any:
         """Decodes the next T positions; the result equals that of the full pass.
 
         Args:
@@ -146,10 +162,13 @@ class Decoder(nnx.Module):
             array broadcastable to `[B, N, T, capacity]`; `Causal()` holds in addition.
           memory_mask: mask of every cross-attention, for the T queries at hand.
           positions: None counts on from the cache's length.
+          memory_weights: also return where the last position looks in the memory.
 
         Returns:
-          `[B, T, F]` and the next cache. Where the positions do not fit into the cache, and its
-          length is traced, the output is NaN.
+          `[B, T, F]` and the next cache; with `memory_weights=True` also the weights `[L, B, S]`
+          of the last position in each cross-attention, as `MultiHeadAttention.last_weights` has
+          them. Where the positions do not fit into the cache, and its length is traced, the output
+          is NaN.
 
         Raises:
           ValueError: if an argument is wrong, or if the cache is full and its length is known.
@@ -157,24 +176,26 @@ class Decoder(nnx.Module):
         now = KVCache(cache.layers.k[0], cache.layers.v[0], cache.length)
         at = now.next_positions(x.shape[1]) if positions is None else positions
         x, positions = self.inputs(x, at), self.inputs.for_layers(positions)
-        mask = Causal() & as_mask(mask)
+        mask, score_mods = Causal() & as_mask(mask), self.inputs.score_mods()
 
-        def layer(block: TransformerBlock, x: Array, part: Any) -> tuple[Array, KeyValues]:
+        def layer(block: TransformerBlock, x: Array, part: Any) -> tuple[Array, Any]:
             own, memory = part
-            x, new = block.decode(
+            x, new, *weights = block.decode(
                 x,
                 KVCache(own.k, own.v, cache.length),
                 memory,
                 mask=mask,
                 memory_mask=memory_mask,
+                score_mod=score_mods,
                 positions=positions,
+                memory_weights=memory_weights,
             )
-            return x, KeyValues(new.k, new.v)
+            return x, (KeyValues(new.k, new.v), *weights)
 
-        x, layers = self.stack.run(layer, x, (cache.layers, cache.memory))
+        x, (layers, *weights) = self.stack.run(layer, x, (cache.layers, cache.memory))
         x = x if self.norm is None else self.norm(x)
         length = cache.length + at.shape[-1]
-        return x, dataclasses.replace(cache, layers=layers, length=length)
+        return x, dataclasses.replace(cache, layers=layers, length=length), *weights
 
 
 class EncoderDecoder(nnx.Module):

@@ -11,6 +11,7 @@ from attnjax.masks import Mask
 from attnjax.nn.blocks import TransformerBlock
 from attnjax.nn.config import TransformerConfig
 from attnjax.nn.inputs import InputPositions
+from attnjax.nn.spreading import place_sequence
 from attnjax.nn.stack import LayerStack
 from attnjax.ops.softmax.stats import AttentionStats
 
@@ -26,7 +27,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         self.inputs = InputPositions(config, rngs=rngs)
         self.stack = LayerStack(config, cross=False, rngs=rngs)
-        self.norm = config.build_norm(rngs=rngs) if config.norm_position == "pre" else None
+        self.norm = config.build_norm(rngs=rngs) if config.norm_position != "post" else None
 
     def __call__(
         self,
@@ -50,10 +51,12 @@ class Encoder(nnx.Module):
         Raises:
           ValueError: if an argument is wrong.
         """
+        x = place_sequence(x, self.stack.partition)
         x, positions = self.inputs(x, positions), self.inputs.for_layers(positions)
+        score_mods = self.inputs.score_mods()
 
         def layer(block: TransformerBlock, x: Array, _: None) -> tuple[Array, Any]:
-            result = block(x, mask=mask, positions=positions, stats=stats)
+            result = block(x, mask=mask, score_mod=score_mods, positions=positions, stats=stats)
             return result if stats else (result, None)
 
         x, found = self.stack.run(layer, x, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,21 +13,29 @@ from jaxtyping import Array, Float
 
 from attnjax.nn.options import KERNEL_INIT
 
-Activation = Literal["gelu", "relu", "swiglu"]
-_ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu}
+Activation = Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"]
+_GELU_EXACT = functools.partial(jax.nn.gelu, approximate=False)
+_PLAIN: dict[str, Callable[[Array], Array]] = {
+    "gelu": jax.nn.gelu,
+    "gelu_exact": _GELU_EXACT,
+    "relu": jax.nn.relu,
+}
+_GATED: dict[str, Callable[[Array], Array]] = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
+_ACTIVATIONS = {**_PLAIN, **_GATED}
 
 
 class FeedForward(nnx.Module):
-    """Two projections with an activation between them, or three for the gated `swiglu`.
+    """Two projections with an activation between them, or three for the gated ones.
 
-    `down(gelu(up(x)))`, or `down(silu(gate(x)) * up(x))`; GELU is the tanh approximation.
+    `down(gelu(up(x)))`; `down(silu(gate(x)) * up(x))` for `swiglu`, with `gelu(gate(x))` for
+    `geglu`. GELU is the tanh approximation but in `gelu_exact`.
 
-    Source for swiglu: Shazeer, "GLU Variants Improve Transformer" (2020).
+    Source for gates: Shazeer, "GLU Variants Improve Transformer" (2020).
 
     Args:
       features: width F of input and output.
       hidden: width between the projections.
-      activation: `gelu`, `relu` or `swiglu`.
+      activation: `gelu`, `gelu_exact`, `relu`, `swiglu` or `geglu`.
       dropout_rate: dropout after the activation.
       use_bias: biases of all projections.
       kernel_init: initialiser of the projections.
@@ -68,7 +77,7 @@ class FeedForward(nnx.Module):
 
         self.activation = activation
         self.up = project(features, hidden)
-        self.gate = project(features, hidden) if activation == "swiglu" else None
+        self.gate = project(features, hidden) if activation in _GATED else None
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs)
         self.down = project(hidden, features)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array
 
+from attnjax.nn.norms import NORMS, NormKind
 from attnjax.nn.positions import Positions
 from attnjax.sharding.partition import Partition, check_partition
 
@@ -24,8 +25,10 @@ class AttentionOptions:
       position: a position scheme (`Rotary`, `Alibi`, `RelativeBias`, `LearnedPositions`,
         `SinusoidalPositions`), or None. Those that are added to inputs are added before the
         projections of queries, keys and values.
-      qk_norm: normalise queries and keys over the head width before positions: `rms`, `layer`
-        (without bias, as Flax's `normalize_qk`) or None.
+      qk_norm: normalise queries and keys over the head width before positions: `rms`,
+        `rms_offset` (times `1 + scale`), `layer` (without bias, as Flax's `normalize_qk`) or None.
+      qk_norm_epsilon: what these add to the variance.
+      scale: factor of the dot products; None is `1 / sqrt(H)`.
       soft_cap: bound of the scores, `cap * tanh(score / cap)`, before position biases; None: none.
       sinks: learned logits, one per head, that join the softmax denominator only.
       window: keys to the left and to the right that a query sees, None leaving a side open; None
@@ -34,6 +37,7 @@ class AttentionOptions:
       use_bias: biases of the query, value and output projections.
       key_bias: a bias of the key projection. It shifts all scores of a query alike, so its true
         gradient is 0 and an adaptive optimiser makes noise of it; there to load others' weights.
+      out_bias: a bias of the output projection; None follows `use_bias`.
       kernel_init: initialiser of the projections.
       precision: precision of all products, as in `jax.lax.dot_general`.
       implementation: as in `attnjax.attention`; a name holds for steps with a cache, too, which
@@ -43,13 +47,16 @@ class AttentionOptions:
     """
 
     position: Positions | None = None
-    qk_norm: Literal["rms", "layer"] | None = None
+    qk_norm: NormKind | None = None
+    qk_norm_epsilon: float = 1e-6
+    scale: float | None = None
     soft_cap: float | None = None
     sinks: bool = False
     window: tuple[int | None, int | None] | None = None
     dropout_rate: float = 0.0
     use_bias: bool = True
     key_bias: bool = False
+    out_bias: bool | None = None
     kernel_init: Callable[..., Array] = KERNEL_INIT
     precision: Any = None
     implementation: str | None = None
@@ -63,9 +70,10 @@ class AttentionOptions:
             )
         if self.partition is not None:
             check_partition(self.partition)
-        if self.qk_norm not in (None, "rms", "layer"):
+        if self.qk_norm is not None and self.qk_norm not in NORMS:
             raise ValueError(
-                f"AttentionOptions.qk_norm: expected None, 'rms' or 'layer', got {self.qk_norm!r}."
+                f"AttentionOptions.qk_norm: expected None or one of {', '.join(NORMS)}; got "
+                f"{self.qk_norm!r}."
             )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(

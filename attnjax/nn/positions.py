@@ -73,16 +73,18 @@ class Rotary(Positions):
       fraction: share of the head width that is rotated, in (0, 1]; the features after it stay.
       interpolation: positions are divided by it, as in position interpolation (Chen et al., 2023).
       rescale: maps the float32 angular frequencies `[R / 2]` to others, for example for NTK-aware
-        scaling, YaRN or Llama 3; None leaves them.
+        scaling; None leaves them. `llama3_rotary` and `yarn_rotary` make such positions.
+      magnitude: factor of the rotated features.
     """
 
     base: float = 10_000.0
     fraction: float = 1.0
     interpolation: float = 1.0
     rescale: Callable[[Array], Array] | None = None
+    magnitude: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("base", "interpolation"):
+        for name in ("base", "interpolation", "magnitude"):
             if not getattr(self, name) > 0:
                 raise ValueError(
                     f"Rotary.{name}: expected a positive number, got {getattr(self, name)!r}."
@@ -114,7 +116,7 @@ class Rotary(Positions):
         if self.rescale is not None:
             frequencies = self.rescale(frequencies)
         angles = positions[..., None] / jnp.float32(self.interpolation) * frequencies
-        cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+        cos, sin = (self.magnitude * f(angles)[..., None, :] for f in (jnp.cos, jnp.sin))
         first, second, rest = jnp.split(x, (width // 2, width), axis=-1)
         a, b = first.astype(jnp.float32), second.astype(jnp.float32)
         turned = jnp.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)

@@ -1,4 +1,4 @@
-"""A stack of equal layers: a list, or one layer with stacked parameters that is scanned."""
+"""A stack of layers: a list, or one layer with stacked parameters that is scanned."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from attnjax.nn.blocks import TransformerBlock
 from attnjax.nn.config import TransformerConfig
+from attnjax.sharding.partition import Partition
 
 _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -34,7 +35,8 @@ class LayerStack(nnx.Module):
         self.layers: Any  # a list of blocks; if scanned, one whose arrays hold all the layers
         if not config.scan_layers:
             self.layers = nnx.List(
-                TransformerBlock(config, cross=cross, rngs=rngs) for _ in range(config.num_layers)
+                TransformerBlock(config, cross=cross, layer=n, rngs=rngs)
+                for n in range(config.num_layers)
             )
             return
 
@@ -44,6 +46,13 @@ class LayerStack(nnx.Module):
             return TransformerBlock(config, cross=cross, rngs=rngs)
 
         self.layers = build(rngs)
+
+    @property
+    def partition(self) -> Partition | None:
+        """How the layers are spread over a mesh."""
+        layer = self.layers if self.scanned else self.layers[0]
+        found: Partition | None = layer.attention.options.partition
+        return found
 
     def run(
         self,

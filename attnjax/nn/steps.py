@@ -48,7 +48,11 @@ def attend_to_cache(
       The output; NaN where a traced length is beyond the capacity is left to the caller.
     """
     k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
-    shared: dict[str, Any] = {"sinks": sinks, "precision": options.precision}
+    shared: dict[str, Any] = {
+        "scale": options.scale,
+        "sinks": sinks,
+        "precision": options.precision,
+    }
     if q.shape[1] <= FEW_QUERIES and dropout is None and options.implementation is None:
         out: Array = decode(q, k, v, length=cache.length, mask=mask, score_mod=score_mods, **shared)
         return out

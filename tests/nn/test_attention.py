@@ -277,7 +277,7 @@ def test_dtypes():
         (lambda: _layer(num_heads=5, num_kv_heads=2), "num_heads: expected a positive multiple"),
         (lambda: MultiHeadAttention(F, num_heads=2, rngs=nnx.Rngs(0)), "features: expected a mul"),
         (lambda: _layer(position="rotary"), "position: expected a position scheme"),
-        (lambda: _layer(qk_norm="batch"), "qk_norm: expected None, 'rms' or 'layer'"),
+        (lambda: _layer(qk_norm="batch"), "qk_norm: expected None or one of layer, rms"),
         (lambda: _layer(dropout_rate=1.0), r"dropout_rate: expected a number in \[0, 1\)"),
         (lambda: _layer(position=Rotary()), "Rotary: expected an even head width, got 13"),
         (lambda: _layer(position=Alibi((1.0,))), "slopes: expected 3, one per head, got 1"),
