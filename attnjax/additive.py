@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +11,13 @@ from jaxtyping import Array, Float
 from attnjax.dropout import Dropout
 from attnjax.masks import Mask, as_mask
 from attnjax.ops.additive import dispatch
+from attnjax.ops.additive.blockwise import with_scores
 from attnjax.ops.additive.problem import AdditiveProblem
 from attnjax.ops.softmax.plan import Plan
+from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.sharding import context, explaining
+from attnjax.sharding.partition import Partition, check_partition
 from attnjax.validate import make_problem, over_shapes
 
 
@@ -28,6 +33,7 @@ def additive_attention(
     sinks: Float[Array, "N"] | None = None,
     dropout: Dropout | None = None,
     precision: Any = None,
+    partition: Partition | None = None,
     stats: bool = False,
     implementation: str | None = None,
 ) -> Array | tuple[Array, AttentionStats]:
@@ -52,6 +58,9 @@ def additive_attention(
       sinks: learned logits that join the softmax denominator only.
       dropout: dropout on the weights.
       precision: precision of the product of weights and values.
+      partition: `Partition`: axes of the mesh in context to spread the call over, as in
+        `attnjax.attention`. Each device holds the projected keys of the whole sequence, also in a
+        ring, where values alone travel.
       stats: also return `AttentionStats`.
       implementation: `blockwise`, `reference`, or None for `blockwise`.
 
@@ -60,7 +69,8 @@ def additive_attention(
       `AttentionStats`.
 
     Raises:
-      ValueError: if an argument is wrong.
+      ValueError: if an argument is wrong, or a partition does not fit the mesh or the call.
+      NotImplementedError: if the named implementation can't do what was asked.
     """
     problem = _problem(
         q=q,
@@ -75,7 +85,11 @@ def additive_attention(
         precision=precision,
         stats=stats,
     )
-    out, statistics = dispatch.attend(problem, implementation)
+    if partition is None:
+        out, statistics = dispatch.attend(problem, implementation)
+    else:
+        given = _over_devices(problem, implementation)
+        out, statistics = context.attend(given, check_partition(partition), "blockwise")
     return out if statistics is None else (out, statistics)
 
 
@@ -91,6 +105,7 @@ def explain_additive(
     sinks: Float[Array, "N"] | None = None,
     dropout: Dropout | None = None,
     precision: Any = None,
+    partition: Partition | None = None,
     stats: bool = False,
     implementation: str | None = None,
 ) -> Plan:
@@ -107,6 +122,7 @@ def explain_additive(
       sinks: likewise.
       dropout: likewise.
       precision: likewise.
+      partition: likewise.
       stats: likewise.
       implementation: likewise.
 
@@ -114,7 +130,8 @@ def explain_additive(
       The plan; a tanh counts as one floating-point operation.
 
     Raises:
-      ValueError: if an argument is wrong.
+      ValueError: if an argument is wrong, or a partition does not fit the mesh or the call.
+      NotImplementedError: if the named implementation can't do what was asked.
     """
     arrays = {
         "q": q,
@@ -130,9 +147,25 @@ def explain_additive(
 
     def plan(**given: Any) -> Plan:
         problem = _problem(**given, precision=precision, stats=stats)
-        return dispatch.explain(problem, as_mask(mask), implementation)
+        found = dispatch.explain(problem, as_mask(mask), implementation)
+        if partition is None:
+            return found
+        spread = _over_devices(problem, implementation)
+        plan = explaining.explain(spread, as_mask(mask), check_partition(partition), "blockwise")
+        return dataclasses.replace(plan, reasons=found.reasons, cost=found.cost)
 
     return over_shapes(plan, arrays)
+
+
+def _over_devices(problem: AdditiveProblem, implementation: str | None) -> Problem:
+    """Returns what devices compute together: the loop over blocks with additive scores."""
+    name = dispatch.name_of(problem, implementation)
+    if name != "blockwise":
+        raise NotImplementedError(
+            f"implementation={name!r} can't be spread over a mesh. Use 'blockwise', or leave "
+            "`partition` to None."
+        )
+    return with_scores(problem, shared_keys=False)
 
 
 def _problem(w: Any, bias: Any, **given: Any) -> AdditiveProblem:

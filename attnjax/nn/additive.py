@@ -13,6 +13,7 @@ from attnjax.dropout import Dropout
 from attnjax.masks import Mask
 from attnjax.nn.checks import check_sequence
 from attnjax.ops.softmax.stats import AttentionStats
+from attnjax.sharding.partition import Partition, check_partition
 
 
 class AdditiveAttention(nnx.Module):
@@ -34,6 +35,8 @@ class AdditiveAttention(nnx.Module):
       kv_features: width G of the sequence that keys and values come from; None is F.
       out_features: width O of the output; None is F.
       dropout_rate: dropout on the attention weights.
+      partition: axes of the mesh in context to spread attention over, as in
+        `attnjax.additive_attention`.
       dtype: dtype of the computation; None promotes the input's with the parameters'.
       param_dtype: dtype of the parameters.
       rngs: for the parameters, and the stream `dropout`.
@@ -53,6 +56,7 @@ class AdditiveAttention(nnx.Module):
         kv_features: int | None = None,
         out_features: int | None = None,
         dropout_rate: float = 0.0,
+        partition: Partition | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -75,6 +79,7 @@ class AdditiveAttention(nnx.Module):
         kv_features = features if kv_features is None else kv_features
         self.features, self.kv_features = features, kv_features
         self.dropout_rate = dropout_rate
+        self.partition = None if partition is None else check_partition(partition)
         self.deterministic = False
 
         def project(inputs: Any, outputs: Any, **kwargs: Any) -> nnx.LinearGeneral:
@@ -129,6 +134,7 @@ class AdditiveAttention(nnx.Module):
             bias=self.score_bias[...],
             mask=mask,
             dropout=dropout,
+            partition=self.partition,
             stats=stats,
         )
         return (self.out(result[0]), result[1]) if stats else self.out(result)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from attnjax.nn.additive import AdditiveAttention
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.pooling import AttentionPooling
 from attnjax.sharding.partition import Partition
@@ -18,9 +19,10 @@ from attnjax.sharding.partition import Partition
 def spread(model: nnx.Module, partition: Partition | None) -> int:
     """Sets the mesh axes that the attention of a model is spread over.
 
-    Every module of the model whose `options` are `AttentionOptions` gets this partition in the
-    place of its own, `AttentionPooling` its batch axes, for it has a single query; everything else
-    stays as it is. So one model can be built once, without a mesh, and run on any.
+    Every module of the model whose `options` are `AttentionOptions`, and every `AdditiveAttention`,
+    gets this partition in the place of its own, `AttentionPooling` its batch axes, for it has a
+    single query; everything else stays as it is. So one model can be built once, without a mesh,
+    and run on any.
 
     Args:
       model: any module; changed in place.
@@ -34,6 +36,9 @@ def spread(model: nnx.Module, partition: Partition | None) -> int:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, AttentionPooling):
             module.partition = None if partition is None else Partition(batch=partition.batch)
+        if isinstance(module, AdditiveAttention):
+            module.partition = partition
+            found += 1
         options = getattr(module, "options", None)
         if isinstance(options, AttentionOptions):
             module.options = dataclasses.replace(options, partition=partition)

@@ -15,8 +15,10 @@ from jaxtyping import Array
 from attnjax.operands import Operand
 from attnjax.ops.additive.problem import AdditiveProblem, as_softmax
 from attnjax.ops.softmax import blockwise
+from attnjax.ops.softmax.problem import Problem
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreMod
+from attnjax.scores.base import pytree
 from attnjax.typing import Index
 
 BLOCK = 256
@@ -35,27 +37,43 @@ def attend(
     Returns:
       The output `[B, T, N, D]` in the dtype of `v`, and the statistics if they are wanted.
     """
+    return blockwise.attend(with_scores(problem), block_q=block_q, block_k=block_k)
+
+
+def with_scores(problem: AdditiveProblem, *, shared_keys: bool = True) -> Problem:
+    """Returns softmax attention whose first score_mod makes the additive scores.
+
+    Args:
+      problem: the call; no axis may be empty.
+      shared_keys: query heads read the key heads that they share; otherwise each has its own copy.
+
+    Returns:
+      The softmax attention.
+    """
     q, k, w, softmax = as_softmax(problem)
-    scores = _AdditiveScores(jnp.moveaxis(q, 2, 1), jnp.moveaxis(k, 2, 1), w)
-    return blockwise.attend(
-        dataclasses.replace(softmax, score_mods=(scores, *softmax.score_mods)),
-        block_q=block_q,
-        block_k=block_k,
-    )
+    axis = "K"
+    if not shared_keys:
+        axis, k = "N", jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    scores = _AdditiveScores(jnp.moveaxis(q, 2, 1), jnp.moveaxis(k, 2, 1), w, axis)
+    return dataclasses.replace(softmax, score_mods=(scores, *softmax.score_mods))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree("axis")
 class _AdditiveScores(ScoreMod):
-    """Adds `w . tanh(q + k)` to the scores; q is `[B, N, T, H]`, k `[B, K, S, H]`, w `[N, H]`."""
+    """Adds `w . tanh(q + k)` to the scores.
+
+    q is `[B, N, T, H]`, k `[B, K, S, H]` or, if `axis` is N, `[B, N, S, H]`, w `[N, H]`.
+    """
 
     q: Array
     k: Array
     w: Array
+    axis: str
 
     def operands(self, sizes: Mapping[str, int]) -> tuple[Operand, ...]:
         return (
             Operand("q", self.q, "BNTF"),
-            Operand("k", self.k, "BKSF"),
+            Operand("k", self.k, f"B{self.axis}SF"),
             Operand("w", self.w, "NF"),
         )
 

@@ -50,11 +50,20 @@ def attend(
     Raises:
       ValueError: for an unknown name.
     """
-    name = choose(IMPLEMENTATIONS, problem, implementation).name
+    name = name_of(problem, implementation)
     if 0 in problem.softmax.sizes.values():
         # Without queries, keys or heads there are no scores: the kind of score does not matter.
         return dispatch.attend(problem.softmax)
     return _run(problem, name)
+
+
+def name_of(problem: AdditiveProblem, implementation: str | None) -> str:
+    """Returns which implementation computes a problem.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    return choose(IMPLEMENTATIONS, problem, implementation).name
 
 
 def explain(problem: AdditiveProblem, mask: Mask, implementation: str | None = None) -> Plan:
