@@ -38,7 +38,7 @@ check --zone "${opt[zone]}" '^[a-z]+(-[a-z]+)*[0-9]*-[a-z0-9]+$' "a zone such as
 check --accelerator-type "${opt[accelerator-type]}" '^[a-z0-9]+-[0-9]+$' "such as v5litepod-16"
 check --runtime-version "${opt[runtime-version]}" '^[a-z0-9][a-z0-9.-]*$' "lower case letters, digits, points, hyphens"
 : "${opt[slices]:=1}"
-check_number slices '^[1-9][0-9]{0,2}$' "a number from 1 to 999"
+check_number slices 1 999
 
 tiers="${opt[spot]:+--spot }${opt[reserved]:+--reserved }${opt[on-demand]:+--on-demand }"
 case $tiers in

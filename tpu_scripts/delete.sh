@@ -20,22 +20,7 @@ USAGE
 parse_options "" "yes" "$@"
 take_name
 find_slices
-
-describe=(gcloud compute tpus queued-resources describe "$name" "${place[@]}"
-  "--format=value(tpu.nodeSpec[0].node.labels.attnjax_token)")
-if [[ ${opt[dry-run]:-} ]]; then
-  run "${describe[@]}"
-  echo "# and only if that prints ${record[token]}:"
-else
-  found=$("${describe[@]}") || {
-    code=$?
-    echo "delete.sh: could not look at $name; nothing was deleted. If gcloud says that it does not exist, forget the
-record: $(quote rm -- "$(record_path tpu "$name")")" >&2
-    exit "$code"
-  }
-  [[ $found == "${record[token]}" ]] || die 1 "refused: $name does not carry the label that create.sh gave it
-(expected attnjax_token=${record[token]}, found $(quote "${found:-none}")), so something else by that name is there.
-If it is yours, delete it with gcloud; then forget the record: $(quote rm -- "$(record_path tpu "$name")")"
-fi
+only_ours tpu "$name" "${record[token]}" gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+  "--format=value(tpu.nodeSpec[0].node.labels.attnjax_token)"
 run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force ${opt[yes]:+--quiet}
 [[ ${opt[dry-run]:-} ]] || rm -- "$(record_path tpu "$name")"

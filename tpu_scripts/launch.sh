@@ -25,7 +25,7 @@ parse_options "job restarts" "" "$@"
 take_name
 take_job
 : "${opt[restarts]:=0}"
-check_number restarts '^(0|[1-9][0-9]{0,3})$' "a number from 0 to 9999"
+check_number restarts 0 9999
 take_command
 find_others
 find_slices

@@ -90,8 +90,12 @@ need() {
   done
 }
 
+# check_number OPTION LEAST MOST
 check_number() {
-  check "--$1" "${opt[$1]}" "$2" "$3"
+  local value=${opt[$1]} number='^(0|[1-9][0-9]{0,8})$'
+  # First the pattern, for arithmetic executes what is no number.
+  [[ $value =~ $number ]] && ((value >= $2 && value <= $3)) && return
+  die 2 "--$1 $(quote "$value") is not allowed; the rule: a number from $2 to $3"
 }
 
 take_command() {
@@ -156,4 +160,23 @@ Created on another machine: copy its record here. Created by other means: use th
     [[ ${record[$key]:-} ]] || die 1 "the record $path has no $key: refusing to go by it. Restore it from a copy."
   done
   [[ ${record[token]} =~ ^[0-9a-f]{32}$ ]] || die 1 "the token in $path is damaged. Restore the record from a copy."
+}
+
+# only_ours KIND WHAT MARK LOOK...: goes on only if LOOK prints MARK, which WHAT was given when $name was recorded.
+only_ours() {
+  local forget found code
+  if [[ ${opt[dry-run]:-} ]]; then
+    run "${@:4}"
+    echo "# and only if that prints $3:"
+    return
+  fi
+  forget="forget the record: $(quote rm -- "$(record_path "$1" "$name")")"
+  found=$("${@:4}") || {
+    code=$?
+    echo "${0##*/}: could not look at $2; nothing was changed. If $4 says that there is none, $forget" >&2
+    exit "$code"
+  }
+  [[ $found == "$3" ]] || die 1 "refused: $2 does not carry the mark that it was given when it was created
+(expected $3, found $(quote "${found:-none}")): it ended, or something else has its name.
+If that is yours, end it by other means. Then $forget"
 }

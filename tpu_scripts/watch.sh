@@ -22,7 +22,7 @@ USAGE
 parse_options "job lines" "" "$@"
 take_name
 : "${opt[lines]:=5}"
-check_number lines '^(0|[1-9][0-9]{0,5})$' "a number"
+check_number lines 0 999999
 [[ ! ${opt[job]:-} ]] || take_job
 find_slices
 

@@ -1,7 +1,6 @@
 """The command lines and manifests that the Kubernetes scripts give to kubectl."""
 
 import json
-import shlex
 
 import pytest
 
@@ -13,7 +12,6 @@ GPUS = (*WHERE, "--hosts", "2", "--gpus", "8")
 TPUS = (*WHERE, "--tpus=4", "--tpu-accelerator=tpu-v5-lite-podslice", "--tpu-topology=4x4")
 JOBSETS = "jobsets.jobset.x-k8s.io"
 SELECTOR = "--selector=jobset.sigs.k8s.io/jobset-name=run"
-LOOK = [*KUBECTL, "get", JOBSETS, "run", "--output=jsonpath={.metadata.labels.attnjax_token}"]
 
 
 def created(bench, *words):
@@ -172,33 +170,6 @@ def test_watch(bench):
         [*KUBECTL, "logs", SELECTOR, *logs],
     ]
     assert bench.run("kubernetes/watch.sh", "run", does="exit 3").returncode == 3
-
-
-def test_delete(bench):
-    record = bench.record("kubernetes")
-    bench.works("kubernetes/delete.sh", "run", does=f"echo {TOKEN}")
-    delete = [*KUBECTL, "delete", JOBSETS, f"--selector=attnjax_token={TOKEN}"]
-    assert bench.calls() == [LOOK, delete]
-    assert not record.exists()
-
-
-@pytest.mark.parametrize("label", ["", "0" * 32, TOKEN[:-1], "*"])
-def test_delete_refuses_what_does_not_carry_the_label(bench, label):
-    record = bench.record("kubernetes")
-    done = bench.run("kubernetes/delete.sh", "run", does=f"printf %s {shlex.quote(label)}")
-    assert done.returncode == 1
-    assert "refused: run does not carry the label" in done.stderr
-    assert f"rm -- {record}" in done.stderr
-    assert (bench.calls(), record.exists()) == ([LOOK], True)
-
-
-def test_delete_stops_where_kubectl_fails(bench):
-    record = bench.record("kubernetes")
-    done = bench.run("kubernetes/delete.sh", "run", does=f"echo {TOKEN}; exit 5")
-    assert (done.returncode, bench.calls(), record.exists()) == (5, [LOOK], True)
-    does = f'case "$*" in *" get "*) echo {TOKEN} ;; *) exit 6 ;; esac'
-    assert bench.run("kubernetes/delete.sh", "run", does=does).returncode == 6
-    assert record.exists()
 
 
 FETCHES = r"""

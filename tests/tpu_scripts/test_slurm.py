@@ -1,13 +1,10 @@
 """The command lines that the SLURM scripts give to SLURM, and what the batch script does."""
 
-import shlex
-
 import pytest
 
-from tests.tpu_scripts.bench import HOSTILE, SCRIPTS, TOKEN, fields
+from tests.tpu_scripts.bench import HOSTILE, SCRIPTS, fields
 
 JOB = str(SCRIPTS / "slurm" / "job.sh")
-LOOK = ["squeue", "--jobs=77", "--noheader", "--format=%k"]
 SUBMIT = ("--nodes", "2", "--gpus-per-node", "4", "--time", "1-12:00:00")
 
 
@@ -120,32 +117,6 @@ def test_watch(bench):
     sacct = ["sacct", "--jobs=77", "--format=JobID,State,ExitCode,Elapsed,NodeList"]
     assert bench.calls() == [squeue, sacct]
     assert bench.run("slurm/watch.sh", "run", does="exit 3").returncode == 3
-
-
-def test_cancel(bench):
-    record = bench.record("slurm")
-    bench.works("slurm/cancel.sh", "run", does=f"echo attnjax_token={TOKEN}")
-    assert bench.calls() == [LOOK, ["scancel", "77"]]
-    assert not record.exists()
-
-
-@pytest.mark.parametrize("comment", ["", TOKEN, f"attnjax_token={'0' * 32}", "(null)"])
-def test_cancel_refuses_what_does_not_carry_the_comment(bench, comment):
-    record = bench.record("slurm")
-    done = bench.run("slurm/cancel.sh", "run", does=f"printf '%s\\n' {shlex.quote(comment)}")
-    assert done.returncode == 1
-    assert "refused: job 77 does not carry the comment" in done.stderr
-    assert f"rm -- {record}" in done.stderr
-    assert (bench.calls(), record.exists()) == ([LOOK], True)
-
-
-def test_cancel_stops_where_a_tool_fails(bench):
-    record = bench.record("slurm")
-    done = bench.run("slurm/cancel.sh", "run", does=f"echo attnjax_token={TOKEN}; exit 5")
-    assert (done.returncode, bench.calls(), record.exists()) == (5, [LOOK], True)
-    does = f'[ "${{0##*/}}" = squeue ] && echo attnjax_token={TOKEN} || exit 6'
-    assert bench.run("slurm/cancel.sh", "run", does=does).returncode == 6
-    assert record.exists()
 
 
 SRUN = ["srun", "--kill-on-bad-exit=1", "--open-mode=append"]

@@ -1,13 +1,10 @@
 """create.sh and delete.sh: what they ask gcloud for, and when they refuse to."""
 
-import shlex
-
 import pytest
 
 from tests.tpu_scripts.bench import HOSTILE, PLACE, SCRIPTS, TOKEN, fields
 from tests.tpu_scripts.gcloud import QUEUED
 
-LABEL = "--format=value(tpu.nodeSpec[0].node.labels.attnjax_token)"
 CREATE = (
     *("--project", "my-project", "--zone", "us-west4-a", "--accelerator-type", "v5litepod-16"),
     *("--runtime-version", "v2-alpha-tpuv5-lite"),
@@ -99,39 +96,7 @@ def test_create_never_writes_over_a_record(bench):
     assert not record.exists()
 
 
-@pytest.mark.parametrize(("words", "quiet"), [([], []), (["--yes"], ["--quiet"])])
-def test_delete(bench, words, quiet):
-    record = bench.record("tpu")
-    bench.works("delete.sh", "run", *words, does=f'case "$*" in *describe*) echo {TOKEN} ;; esac')
-    assert bench.calls() == [
-        [*QUEUED, "describe", "run", *PLACE, LABEL],
-        [*QUEUED, "delete", "run", *PLACE, "--force", *quiet],
-    ]
-    assert not record.exists()
-
-
-@pytest.mark.parametrize("label", ["", "0" * 32, TOKEN[:-1], TOKEN + "0", f"{TOKEN};{TOKEN}", "*"])
-def test_delete_refuses_what_does_not_carry_the_label(bench, label):
-    record = bench.record("tpu")
-    done = bench.run("delete.sh", "run", "--yes", does=f"printf '%s\\n' {shlex.quote(label)}")
-    assert done.returncode == 1
-    assert "refused: run does not carry the label" in done.stderr
-    assert f"rm -- {record}" in done.stderr
-    assert bench.calls() == [[*QUEUED, "describe", "run", *PLACE, LABEL]]
-    assert record.exists()
-
-
-def test_delete_stops_when_it_cannot_look(bench):
-    record = bench.record("tpu")
-    # Even where the right label is printed: what failed has not answered.
-    done = bench.run("delete.sh", "run", "--yes", does=f"echo {TOKEN}; exit 5")
-    assert (done.returncode, record.exists()) == (5, True)
-    assert "nothing was deleted" in done.stderr
-    assert [words[4] for words in bench.calls()] == ["describe"]
-
-
-def test_a_failed_delete_keeps_the_record(bench):
-    record = bench.record("tpu")
-    does = f'case "$*" in *describe*) echo {TOKEN} ;; *) exit 6 ;; esac'
-    assert bench.run("delete.sh", "run", "--yes", does=does).returncode == 6
-    assert record.exists()
+def test_delete_asks_unless_told_not_to(bench):
+    bench.record("tpu")
+    bench.works("delete.sh", "run", "--yes", does=f"echo {TOKEN}")
+    assert [words[-1] for words in bench.calls()][1:] == ["--quiet"]

@@ -40,8 +40,8 @@ need context namespace image
 : "${opt[restarts]:=0}" "${opt[slices]:=1}"
 check --namespace "${opt[namespace]}" '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' "lower case letters, digits, hyphens"
 check --image "${opt[image]}" '^[A-Za-z0-9][A-Za-z0-9._/:@-]*$' "an image: letters, digits and . _ / : @ -"
-check_number restarts '^(0|[1-9][0-9]{0,3})$' "a number from 0 to 9999"
-check_number slices '^[1-9][0-9]{0,2}$' "a number from 1 to 999"
+check_number restarts 0 9999
+check_number slices 1 999
 [[ ${opt[claim]:+x} == "${opt[mount]:+x}" ]] || die 2 "--claim and --mount go together"
 [[ ${opt[mount]:-/} == /* ]] || die 2 "--mount is a path from /, not $(quote "${opt[mount]}")"
 
@@ -49,14 +49,14 @@ make=(python3 "$here/kubernetes/manifest.py" jobset)
 if [[ ${opt[tpus]:-} ]]; then
   need tpu-accelerator tpu-topology
   [[ ! ${opt[gpus]:-}${opt[hosts]:-}${opt[gpu-type]:-} ]] || die 2 "--tpus goes without --gpus, --gpu-type and --hosts"
-  check_number tpus '^[1-9][0-9]?$' "a number from 1 to 99"
+  check_number tpus 1 99
   find_others
 else
   need gpus hosts
   [[ ! ${opt[tpu-accelerator]:-}${opt[tpu-topology]:-} ]] || die 2 "--tpu-accelerator and --tpu-topology go with --tpus"
   ((opt[slices] == 1)) || die 2 "--slices goes with --tpus"
-  check_number gpus '^[1-9][0-9]?$' "a number from 1 to 99"
-  check_number hosts '^[1-9][0-9]{0,4}$' "a number from 1 to 99999"
+  check_number gpus 1 99
+  check_number hosts 1 99999
   if must_find_others; then make+=(--find-others); fi
 fi
 for option in image hosts gpus gpu-type tpus tpu-accelerator tpu-topology slices claim mount restarts; do

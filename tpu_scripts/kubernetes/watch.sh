@@ -19,7 +19,7 @@ USAGE
 parse_options "lines" "" "$@"
 take_name
 : "${opt[lines]:=5}"
-check_number lines '^(0|[1-9][0-9]{0,5})$' "a number"
+check_number lines 0 999999
 read_record kubernetes "$name" context namespace
 kubectl=(kubectl --context="${record[context]}" --namespace="${record[namespace]}")
 pods="--selector=jobset.sigs.k8s.io/jobset-name=$name"

@@ -19,21 +19,7 @@ USAGE
 parse_options "" "" "$@"
 take_name
 read_record slurm "$name" job
-path=$(record_path slurm "$name")
-look=(squeue --jobs="${record[job]}" --noheader --format=%k)
-if [[ ${opt[dry-run]:-} ]]; then
-  run "${look[@]}"
-  echo "# and only if that prints attnjax_token=${record[token]}:"
-else
-  found=$("${look[@]}") || {
-    code=$?
-    echo "cancel.sh: could not look at job ${record[job]}; nothing was cancelled. If it ended, forget the record:
-$(quote rm -- "$path")" >&2
-    exit "$code"
-  }
-  [[ $found == "attnjax_token=${record[token]}" ]] || die 1 "refused: job ${record[job]} does not carry the comment that
-launch.sh gave it (expected attnjax_token=${record[token]}, found $(quote "${found:-none}")): it ended, or is another.
-If it ended, forget the record: $(quote rm -- "$path")"
-fi
+only_ours slurm "job ${record[job]}" "attnjax_token=${record[token]}" \
+  squeue --jobs="${record[job]}" --noheader --format=%k
 run scancel "${record[job]}"
-[[ ${opt[dry-run]:-} ]] || rm -- "$path"
+[[ ${opt[dry-run]:-} ]] || rm -- "$(record_path slurm "$name")"

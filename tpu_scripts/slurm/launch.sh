@@ -31,9 +31,9 @@ take_name
 take_command
 need nodes gpus-per-node time
 : "${opt[restarts]:=0}" "${opt[one-process-per]:=gpu}" "${opt[log-dir]:=$PWD}"
-check_number nodes '^[1-9][0-9]{0,4}$' "a number from 1 to 99999"
-check_number gpus-per-node '^[1-9][0-9]?$' "a number from 1 to 99"
-check_number restarts '^(0|[1-9][0-9]{0,3})$' "a number from 0 to 9999"
+check_number nodes 1 99999
+check_number gpus-per-node 1 99
+check_number restarts 0 9999
 check --time "${opt[time]}" '^[0-9]+(-[0-9]+)?(:[0-9]+){0,2}$' "minutes, or such as 24:00:00 or 2-12"
 [[ ${opt[log-dir]} == /* ]] || opt[log-dir]=$PWD/${opt[log-dir]}
 [[ ${opt[log-dir]} != *[%\\]* ]] || die 2 "--log-dir $(quote "${opt[log-dir]}"): % and \\ mean something else to sbatch there"

@@ -19,7 +19,7 @@ USAGE
 parse_options "lines" "" "$@"
 take_name
 : "${opt[lines]:=5}"
-check_number lines '^(0|[1-9][0-9]{0,5})$' "a number"
+check_number lines 0 999999
 read_record slurm "$name" job log_dir
 # %i job, %T state, %M time used, %R nodes or the reason for waiting; a job that ended long ago is not known any more.
 run squeue --jobs="${record[job]}" --states=all --format='%i %T %M %R' ||
