@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -18,11 +14,9 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from train.common.baseline import Baseline
 from train.common.classification import Scores
-from train.common.files import write_text
 from train.common.labelled_text import SPLITS, LabelledText
+from train.common.page import INK, curves, svg, write_page
 from train.common.text_run import Prediction
-
-INK, ACCENT, MUTED = "#1f2933", "#b4530a", "#52708f"
 
 
 @dataclass(frozen=True)
@@ -43,28 +37,25 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Writes the report, whole or not at all."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("train.common"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("text_report.html.j2")
     difference = 100 * (report.test.accuracy - report.baseline.test.accuracy)
-    write_text(
+    write_page(
         path,
-        template.render(
-            report=report,
-            difference=difference,
-            sizes={split: len(report.data.splits[split]) for split in SPLITS},
-            curves=curves(report.history, report.best_step, report.baseline),
-            matrix=confusion_figure(report.test.confusion, report.data.labels),
-            classes=class_rows(report),
-            examples=[(label, p, shades(p)) for label, p in report.shown],
-            config=json.dumps(report.config, indent=2),
-            manifest=json.dumps(report.manifest, indent=2),
+        "text_report.html.j2",
+        report=report,
+        difference=difference,
+        sizes={split: len(report.data.splits[split]) for split in SPLITS},
+        curves=curves(
+            report.history,
+            ("loss", "accuracy"),
+            best_step=report.best_step,
+            lines={"accuracy": {"TF-IDF on validation": report.baseline.validation.accuracy}},
         ),
+        matrix=confusion_figure(report.test.confusion, report.data.labels),
+        classes=class_rows(report),
+        examples=[(label, p, shades(p)) for label, p in report.shown],
+        fingerprint=report.data.fingerprint,
+        config=report.config,
+        manifest=report.manifest,
     )
 
 
@@ -105,28 +96,6 @@ def shades(prediction: Prediction) -> list[tuple[str, float, float]]:
     return pieces
 
 
-def curves(history: Sequence[dict[str, Any]], best_step: int | None, baseline: Baseline) -> Markup:
-    """Loss and accuracy over the steps, as an SVG picture."""
-    figure = Figure(figsize=(9.2, 3.1), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for kind, colour, style in (("train", MUTED, "-"), ("eval", ACCENT, "o-")):
-            rows = [row for row in history if row["kind"] == kind and name in row]
-            label = "training" if kind == "train" else "validation"
-            steps, values = [r["step"] for r in rows], [r[name] for r in rows]
-            axis.plot(steps, values, style, color=colour, label=label, markersize=3.5, lw=1.3)
-        axis.set(xlabel="step", title=name)
-        axis.grid(alpha=0.25)
-    axes[1].axhline(
-        baseline.validation.accuracy, color=INK, ls=":", lw=1.2, label="TF-IDF on validation"
-    )
-    if best_step is not None:
-        axes[1].axvline(best_step, color=ACCENT, lw=0.8, alpha=0.5, label="best checkpoint")
-    axes[0].legend(frameon=False)
-    axes[1].legend(frameon=False)
-    return _svg(figure)
-
-
 def confusion_figure(confusion: np.ndarray, labels: Sequence[str]) -> Markup:
     """The confusion matrix, each row shaded by its shares, as an SVG picture."""
     classes = len(labels)
@@ -146,7 +115,7 @@ def confusion_figure(confusion: np.ndarray, labels: Sequence[str]) -> Markup:
             axis.text(
                 column, row, confusion[row, column], ha="center", va="center", fontsize=7, c=colour
             )
-    return _svg(figure)
+    return svg(figure)
 
 
 def _by_class(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,17 +130,3 @@ def _by_class(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         zero_division=0,
     )
     return precision, recall, f1
-
-
-def _svg(figure: Figure) -> Markup:
-    """A figure as an `<svg>` element; the same figure gives the same text."""
-    options: dict[Any, str] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "attnjax",
-        "font.family": "sans-serif",
-    }
-    text = io.StringIO()
-    with matplotlib.rc_context(options):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    whole = text.getvalue()
-    return Markup(whole[whole.index("<svg") :])
