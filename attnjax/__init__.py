@@ -74,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports `attnjax.nn`, which needs flax.nnx, and `attnjax.autotune` when first used."""
-    if name in ("autotune", "nn"):
+    """Imports `attnjax.nn`, `models` and `autotune` when first used: they need flax.nnx, or time."""
+    if name in ("autotune", "models", "nn"):
         return importlib.import_module(f"attnjax.{name}")
     raise AttributeError(f"module 'attnjax' has no attribute {name!r}")

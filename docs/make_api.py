@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
-MODULES = ("attnjax", "attnjax.autotune", "attnjax.nn")
+MODULES = ("attnjax", "attnjax.autotune", "attnjax.models", "attnjax.nn")
 
 
 def render() -> str:

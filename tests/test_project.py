@@ -33,7 +33,8 @@ LAYERS = (
 LEAVES = ("attnjax.bench", "attnjax.plan")  # import anything, are imported by nothing
 LIBRARY_NEEDS = {"jax", "jaxlib", "flax", "jaxtyping", "numpy"}
 PUBLIC = {
-    name: importlib.import_module(name) for name in ("attnjax", "attnjax.autotune", "attnjax.nn")
+    name: importlib.import_module(name)
+    for name in ("attnjax", "attnjax.autotune", "attnjax.models", "attnjax.nn")
 }
 
 
