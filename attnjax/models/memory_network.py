@@ -207,43 +207,47 @@ class MemoryNetwork(nnx.Module):
 
 def read_memory(
     state: Float[Array, "B F"],
-    keys: Float[Array, "B M F"],
+    keys: Float[Array, "B M E"],
     values: Float[Array, "B M G"],
     there: Bool[Array, "B M"],
     *,
     heads: int = 1,
     linear: bool = False,
     partition: Partition | None = None,
-) -> tuple[Float[Array, "B G"], Float[Array, "B N M"]]:
+) -> tuple[Float[Array, "B R"], Float[Array, "B N M"]]:
     """Attends from one state to a memory, with unscaled scores.
 
     Args:
-      state: what asks.
-      keys: what it is compared with.
-      values: what it reads.
+      state: what asks, heads side by side, each of width H = F / N.
+      keys: what it is compared with: K = E / H heads, N a multiple of K, which share them.
+      values: what is read: as many heads as keys.
       there: which places of the memory hold something.
-      heads: number of heads N, each over its own slice of state, keys and values.
+      heads: number of heads N.
       linear: weigh by the scores themselves instead of their softmax.
       partition: batch axes of the mesh in context; None leaves it to `jax.jit`.
 
     Returns:
-      What was read, and the float32 weights; both 0 where the memory is empty.
+      What each head read, R = N G / K, and the float32 weights; both 0 where the memory is empty.
     """
-    (B, M, F), G = keys.shape, values.shape[-1]
-    q = state.reshape(B, 1, heads, F // heads)
-    k, v = keys.reshape(B, M, heads, F // heads), values.reshape(B, M, heads, G // heads)
+    (B, M, E), H = keys.shape, state.shape[-1] // heads
+    K = E // H
+    q = state.reshape(B, 1, heads, H)
+    k, v = keys.reshape(B, M, K, H), values.reshape(B, M, K, -1)
+    grouped = q.reshape(B, K, heads // K, H)
     scores = jnp.einsum(
-        "bnh,bmnh->bnm", q[:, 0], k, precision="highest", preferred_element_type=jnp.float32
+        "bkgh,bmkh->bkgm", grouped, k, precision="highest", preferred_element_type=jnp.float32
     )
     if linear:
-        scores = jnp.where(there[:, None], scores, 0)
-        return jnp.einsum("bnm,bmng->bng", scores, v).reshape(B, G), scores
+        scores = jnp.where(there[:, None, None], scores, 0)
+        read = jnp.einsum("bkgm,bmkd->bkgd", scores, v)
+        return read.reshape(B, -1), scores.reshape(B, heads, M)
+    scores = scores.reshape(B, heads, M)
     mask = there[:, None, None]
     read, stats = attention(q, k, v, mask=mask, scale=1.0, stats=True, partition=partition)
     # An empty row has logsumexp -inf, and inf - inf would spoil its gradient.
     total = jnp.where(jnp.any(there, axis=-1)[:, None, None], stats.logsumexp, 0)
     weights = jnp.exp(jnp.where(there[:, None], scores - total, -jnp.inf))
-    return read.reshape(B, G), weights
+    return read.reshape(B, -1), weights
 
 
 def _word_order(inside: Bool[Array, "... W"], features: int) -> Float[Array, "... W F"]:

@@ -132,6 +132,22 @@ def test_weights_have_gradients_of_the_softmax():
     )
 
 
+def test_heads_can_share_keys_and_values():
+    rng = np.random.default_rng(0)
+    state, keys, values = (
+        jnp.asarray(rng.normal(size=s)) for s in ((B, 4 * F), (B, M, F), (B, M, 3))
+    )
+    there = jnp.asarray(rng.random((B, M)) < 0.7)
+    read, weights = read_memory(state, keys, values, there, heads=4)
+    for n in range(4):
+        alone = read_memory(state[:, n * F : (n + 1) * F], keys, values, there)
+        np.testing.assert_allclose(read[:, n * 3 : (n + 1) * 3], alone[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(weights[:, n], alone[1][:, 0], rtol=1e-5, atol=1e-6)
+    raw = read_memory(state, keys, values, there, heads=4, linear=True)[1]
+    inside = np.where(np.asarray(there)[:, None], raw, -np.inf)
+    np.testing.assert_allclose(weights, jax.nn.softmax(inside), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -99,9 +99,9 @@ def _paths(config: DialogueSource) -> dict[str, Path]:
     folder = Path(config.source)
     if not folder.is_dir():
         raise FileNotFoundError(f"--data {folder}: with --data.task expected a folder")
-    names = {what: f"task{config.task}{part}" for what, part in _TASK.items()}
-    names |= {"candidates": "candidates", "knowledge": "kb-all"}
-    return {what: _either(folder / f"dialog-babi-{name}.txt") for what, name in names.items()}
+    files = {what: f"task{config.task}{part}" for what, part in _TASK.items()}
+    files |= {"candidates": "candidates", "knowledge": "kb-all"}
+    return {what: _either(folder / f"dialog-babi-{name}.txt") for what, name in files.items()}
 
 
 def _either(path: Path) -> Path:

@@ -49,7 +49,7 @@ def _bookings(config: DialogueSource) -> DialogueData:
     def texts(split: str) -> list[str]:
         return [record["text"].decode("utf-8") for record in read_records(builder, split)]
 
-    splits = {
+    splits: dict[str, tuple[Dialogue, ...]] = {
         split: tuple(
             dialogue
             for text in texts(split)
@@ -87,6 +87,7 @@ def _dialogues(
     """The dialogues of a split: texts of lines, lists that alternate, or pairs of two features."""
     found: list[Dialogue] = []
     empty = 0
+    dialogues: list[Dialogue]
     for number, record in enumerate(read_records(builder, split)):
         values = [record[column] for column in columns]
         if len(values) == 2:

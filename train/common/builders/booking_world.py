@@ -10,7 +10,7 @@ Dialogues are in the format of dialog-bAbI, which `train.common.dialogue_lines` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -211,7 +211,7 @@ class _Talk:
         for place in self._rng.permutation(len(offers)):
             yield from offers[place].rows()
 
-    def _change(self, old: Search) -> Iterator[str]:
+    def _change(self, old: Search) -> Generator[str, None, Search]:
         """The user changes one or two things; returns the new search."""
         near = [s for s in self._searches if 1 <= _distance(s, old) <= 2]
         new = near[self._rng.integers(len(near))]
