@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -79,6 +80,18 @@ def check_count(name: str, value: Any) -> int:
     if count < 1 or isinstance(value, bool):
         raise ValueError(f"{name}: expected an integer, at least 1, got {value!r}.")
     return count
+
+
+def check_finite(name: str, value: Any, *, least: float = -math.inf) -> float:
+    """Returns a finite number of at least some value, or raises ValueError."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= least):
+        bound = "" if least == -math.inf else f", at least {least:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}; got {value!r}.")
+    return number
 
 
 def check_token(name: str, value: Any) -> int:

@@ -22,8 +22,9 @@ from attnjax.models.decode.arguments import (
     check_room,
     check_token,
 )
-from attnjax.models.decode.prompts import allowed_now, is_end, read_prompt
+from attnjax.models.decode.prompts import allowed_now, check_logits, is_end, read_prompt
 from attnjax.models.decode.sampling import GREEDY, Sampling, choose, penalised
+from attnjax.typing import is_concrete
 
 
 class Generated(NamedTuple):
@@ -146,8 +147,7 @@ def generate(
         pad=pad,
     )
     ragged = lengths is not None
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((call, cache, prompt)))
-    run = _generate if traced else _generate_jitted
+    run = _generate_jitted if is_concrete(*jax.tree.leaves((call, cache, prompt))) else _generate
     found: Generated = run(call, cache, prompt, settings=settings, ragged=ragged)
     return found
 
@@ -198,7 +198,7 @@ def start(call: Call, cache: Any, prompt: Array, *, settings: Settings, ragged: 
 def advance(call: Call, state: State, *, settings: Settings) -> State:
     """Reads a token, and chooses the next one."""
     logits, cache = call.decode(state.token[:, None], state.cache)
-    logits = logits[:, -1].astype(jnp.float32)
+    logits = check_logits(logits, state.token.size, settings.ends)
     total = jax.nn.logsumexp(logits, axis=-1)
     known = jnp.isfinite(total)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from attnjax.models.decode.arguments import DecodeFn
 
@@ -32,6 +32,25 @@ def read_prompt(
         return prompt[:, -1], cache
     last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
     return last, cache.rewind(lengths - 1)
+
+
+def check_logits(logits: Array, B: int, ends: tuple[int, ...]) -> Float[Array, "B V"]:
+    """Returns the logits of the last position, float32.
+
+    Raises:
+      ValueError: if they are no floats `[B, T, V]`, or an end token is beyond V.
+    """
+    if logits.ndim != 3 or logits.shape[0] != B or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"decode: expected to get float logits [{B}, T, V], got shape {logits.shape}, dtype "
+            f"{logits.dtype}."
+        )
+    if ends and max(ends) >= logits.shape[-1]:
+        raise ValueError(
+            f"end: expected tokens below {logits.shape[-1]}, the vocabulary of the logits, got "
+            f"{max(ends)}."
+        )
+    return logits[:, -1].astype(jnp.float32)
 
 
 def is_end(token: Int[Array, "*B"], ends: tuple[int, ...]) -> Bool[Array, "*B"]:
