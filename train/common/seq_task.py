@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
+from attnjax.models.decode import generate
 from train.common.pair_batches import PairBatches
 from train.common.pair_tokens import PairTokens
 from train.common.seq_models import RULES, SeqModelConfig
@@ -49,10 +49,12 @@ def seq_task(
         logits = model(batch["source"], batch["target_in"], source_lengths=batch["source_length"])
         target = batch["target_out"]
         inside = jnp.arange(target.shape[1]) < batch["target_length"][:, None]
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1) if smoothing else 0.0
-        hits = jnp.argmax(logits, axis=-1) == target
-        loss = (1 - smoothing) * nll + smoothing * uniform
+        right = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        hits = right >= jnp.max(logits, axis=-1)
+        expected = (1 - smoothing) * right
+        if smoothing:
+            expected += smoothing * jnp.mean(logits, axis=-1)
+        loss = jax.nn.logsumexp(logits, axis=-1) - expected
         return jnp.sum(loss * inside, axis=1), jnp.sum(hits & inside, axis=1)
 
     def loss(model: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -101,20 +103,8 @@ def greedy(model: Any, batch: Batch, max_tokens: int) -> jax.Array:
     Returns:
         int32 `[B, max_tokens]`, `PAD_ID` after the end.
     """
-    rows = batch["source"].shape[0]
+    begin = jnp.full((batch["source"].shape[0], 1), BEGIN_ID, jnp.int32)
     cache = model.init_cache(batch["source"], batch["source_length"], max_tokens)
-    begin = jnp.full((rows,), BEGIN_ID, jnp.int32)
-    start = (0, begin, jnp.zeros((rows,), bool), cache, jnp.full((rows, max_tokens), PAD_ID))
-
-    def more(carry: Any) -> jax.Array:
-        step, _, ended, _, _ = carry
-        return (step < max_tokens) & ~jnp.all(ended)
-
-    def one(carry: Any) -> Any:
-        step, token, ended, cache, out = carry
-        logits, cache = model.decode(token[:, None], cache)
-        token = jnp.where(ended, PAD_ID, jnp.argmax(logits[:, -1], axis=-1)).astype(jnp.int32)
-        out = out.at[:, step].set(token)
-        return step + 1, token, ended | (token == END_ID), cache, out
-
-    return jax.lax.while_loop(more, one, start)[-1]
+    return generate(
+        model.decode, cache, begin, max_tokens=max_tokens, end=END_ID, pad=PAD_ID
+    ).tokens
