@@ -11,6 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attnjax.masks import Prefix
+from attnjax.models.losses import BLOCK, token_losses
+from attnjax.models.pointer import Pointer
 from attnjax.models.vocabulary import (
     build_embedding,
     build_output,
@@ -22,7 +24,7 @@ from attnjax.models.vocabulary import (
 from attnjax.nn import Decoder, DecoderCache, Encoder, TransformerConfig
 from attnjax.nn.cache import check_examples, taken
 
-Tied = Literal["all", "target", "none"]
+Tied = Literal["all", "inputs", "target", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +37,14 @@ class Seq2SeqConfig:
       encoder: layers of the encoder.
       decoder: layers of the decoder, of the same width.
       tied: `all`: one table embeds source and target, and is the output matrix, which needs one
-        vocabulary for both; `target`: the target's embedding is the output matrix; `none`.
+        vocabulary for both; `inputs`: one table embeds both, and the output matrix is its own;
+        `target`: the target's embedding is the output matrix; `none`.
       embedding_scale: factor on embeddings, for example `features ** 0.5` as in Vaswani et al.
         (2017); embeddings start with a standard deviation of `features ** -0.5`, which sinusoidal
         positions of size 1 drown without it. None for none.
+      logit_scale: factor on what the last layer made, before the output matrix, for example
+        `features ** -0.5` as in T5, whose embeddings have a standard deviation of 1. None for none.
+      copy: whether a `Pointer` may copy tokens of the source, which needs one vocabulary for both.
     """
 
     source_vocabulary: int
@@ -47,11 +53,13 @@ class Seq2SeqConfig:
     decoder: TransformerConfig
     tied: Tied = "all"
     embedding_scale: float | None = None
+    logit_scale: float | None = None
+    copy: bool = False
 
     def __post_init__(self) -> None:
         for name in ("source_vocabulary", "target_vocabulary"):
             check_vocabulary(f"Seq2SeqConfig.{name}", getattr(self, name))
-        check_tied("Seq2SeqConfig", self.tied, self.source_vocabulary, self.target_vocabulary)
+        check_shared(self)
         if self.encoder.features != self.decoder.features:
             raise ValueError(
                 f"Seq2SeqConfig.decoder.features: expected {self.encoder.features}, the encoder's, "
@@ -67,16 +75,24 @@ class Seq2SeqConfig:
         return Seq2Seq(self, rngs=rngs)
 
 
-def check_tied(owner: str, tied: str, source_vocabulary: int, target_vocabulary: int) -> None:
-    """Raises ValueError if embeddings cannot be shared as asked."""
-    if tied not in get_args(Tied):
+def check_shared(config: Any) -> None:
+    """Raises ValueError unless a config's two vocabularies allow its `tied` and its `copy`."""
+    owner = type(config).__name__
+    if config.tied not in get_args(Tied):
         raise ValueError(
-            f"{owner}.tied: expected one of {', '.join(get_args(Tied))}; got {tied!r}."
+            f"{owner}.tied: expected one of {', '.join(get_args(Tied))}; got {config.tied!r}."
         )
-    if tied == "all" and source_vocabulary != target_vocabulary:
+    if config.source_vocabulary == config.target_vocabulary:
+        return
+    sizes = f"{config.source_vocabulary} and {config.target_vocabulary} tokens"
+    if config.tied in ("all", "inputs"):
         raise ValueError(
-            f"{owner}.tied: 'all' needs one vocabulary for source and target, got "
-            f"{source_vocabulary} and {target_vocabulary} tokens. Choose 'target' or 'none'."
+            f"{owner}.tied: {config.tied!r} needs one vocabulary for source and target, got {sizes}. Choose "
+            "'target' or 'none'."
+        )
+    if config.copy:
+        raise ValueError(
+            f"{owner}.copy: copying needs one vocabulary for source and target, got {sizes}."
         )
 
 
@@ -88,6 +104,8 @@ class Seq2SeqCache:
     Attributes:
       decoder: of the layers.
       source_lengths: number of tokens of each source, `[B]`.
+      source: source tokens `[B, S]` and
+      keys: the pointer's keys `[B, S, F]`, if the model copies; otherwise None.
       attention: if asked for, where the last decoded position looked in the source: float32 weights
         `[B, S]`, the mean over the heads of the last layer's cross-attention; zeros before the
         first. Otherwise None.
@@ -95,7 +113,19 @@ class Seq2SeqCache:
 
     decoder: DecoderCache
     source_lengths: Array
+    source: Array | None
+    keys: Array | None
     attention: Array | None
+
+    @property
+    def capacity(self) -> int:
+        """The longest target that it can hold."""
+        return self.decoder.capacity
+
+    @property
+    def length(self) -> Array:
+        """Target tokens so far, as in `DecoderCache`."""
+        return self.decoder.length
 
     def rewind(self, lengths: int | Int[Array, "*B"]) -> Seq2SeqCache:
         """Returns the cache as of an earlier length of the target; `KVCache.rewind` says how.
@@ -107,10 +137,10 @@ class Seq2SeqCache:
     def take(self, index: Int[Array, "A"]) -> Seq2SeqCache:
         """Returns the cache of some examples, source included; `KVCache.take` says how."""
         check_examples(index, self.source_lengths.shape[0])
-        source_lengths, attention = jax.tree.map(
-            lambda x: taken(x, index), (self.source_lengths, self.attention)
+        rest = (self.source_lengths, self.source, self.keys, self.attention)
+        return Seq2SeqCache(
+            self.decoder.take(index), *jax.tree.map(lambda x: taken(x, index), rest)
         )
-        return Seq2SeqCache(self.decoder.take(index), source_lengths, attention)
 
 
 class Seq2Seq(nnx.Module):
@@ -128,14 +158,24 @@ class Seq2Seq(nnx.Module):
         self.embedding = build_embedding(config.target_vocabulary, config.decoder, rngs=rngs)
         self.source_embedding = (
             None
-            if config.tied == "all"
+            if config.tied in ("all", "inputs")
             else build_embedding(config.source_vocabulary, config.encoder, rngs=rngs)
         )
         self.encoder = Encoder(config.encoder, rngs=rngs)
         self.decoder = Decoder(config.decoder, cross=True, rngs=rngs)
         self.output = (
             build_output(config.target_vocabulary, config.decoder, rngs=rngs)
-            if config.tied == "none"
+            if config.tied in ("inputs", "none")
+            else None
+        )
+        self.pointer = (
+            Pointer(
+                config.decoder.features,
+                dtype=config.decoder.dtype,
+                param_dtype=config.decoder.param_dtype,
+                rngs=rngs,
+            )
+            if config.copy
             else None
         )
 
@@ -154,34 +194,50 @@ class Seq2Seq(nnx.Module):
           source_lengths: number of tokens of each source.
 
         Returns:
-          float32.
-
-        Raises:
-          ValueError: if an argument is wrong.
-        """
-        return self.logits(self.hidden(source, target, source_lengths=source_lengths))
-
-    def hidden(
-        self,
-        source: Int[Array, "B S"],
-        target: Int[Array, "B T"],
-        *,
-        source_lengths: Int[Array, "B"],
-    ) -> Float[Array, "B T F"]:
-        """Returns what `logits` takes, so that a loss can take it by parts.
-
-        Args:
-          source: as in the call, and so are all others.
-          target: likewise.
-          source_lengths: likewise.
+          float32; if the model copies, the logarithm of the mixture's probabilities.
 
         Raises:
           ValueError: if an argument is wrong.
         """
         memory = self.encode(source, source_lengths)
-        x = self._embed(target)
-        hidden: Any = self.decoder(x, memory, memory_mask=Prefix(source_lengths))
-        return hidden
+        hidden = self._hidden(target, memory, source_lengths)
+        if self.pointer is None:
+            return self.logits(hidden)
+        keys = self.pointer.keys(memory)
+        return self.pointer.logprobs(hidden, self.logits(hidden), keys, source, source_lengths)
+
+    def target_logprobs(
+        self,
+        source: Int[Array, "B S"],
+        inputs: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        source_lengths: Int[Array, "B"],
+        *,
+        block: int = BLOCK,
+    ) -> Float[Array, "B T"]:
+        """Returns the log-probability of each target, without all logits or weights at once.
+
+        Args:
+          source: source tokens, padded on the right.
+          inputs: target tokens, the begin token first.
+          targets: what follows each of them.
+          source_lengths: number of tokens of each source.
+          block: positions whose logits are held at a time.
+
+        Returns:
+          float32.
+
+        Raises:
+          ValueError: if an argument is wrong.
+        """
+        memory = self.encode(source, source_lengths)
+        hidden = self._hidden(inputs, memory, source_lengths)
+        partition = self.decoder.stack.partition
+        losses = token_losses(self.logits, hidden, targets, block=block, partition=partition)
+        if self.pointer is None:
+            return -losses
+        keys = self.pointer.keys(memory)
+        return self.pointer.target_logprobs(hidden, -losses, targets, keys, source, source_lengths)
 
     def encode(
         self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"]
@@ -202,8 +258,10 @@ class Seq2Seq(nnx.Module):
         return memory
 
     def logits(self, hidden: Float[Array, "*B F"]) -> Float[Array, "*B V"]:
-        """Returns the logits, float32, of any number of positions."""
+        """Returns what the vocabulary says, float32, before any mixture with a pointer's."""
         output = self.embedding if self.output is None else self.output
+        scale = self.config.logit_scale
+        hidden = hidden if scale is None else hidden * jnp.asarray(scale, hidden.dtype)
         return project(hidden, output, self.config.decoder.attention.precision)
 
     def init_cache(
@@ -230,12 +288,11 @@ class Seq2Seq(nnx.Module):
         """
         memory = self.encode(source, source_lengths)
         cache = self.decoder.init_cache(source.shape[0], capacity, memory=memory, dtype=dtype)
+        copied = (None, None) if self.pointer is None else (source, self.pointer.keys(memory))
         looked = jnp.zeros(source.shape, jnp.float32) if attention else None
-        return Seq2SeqCache(cache, jnp.asarray(source_lengths), looked)
+        return Seq2SeqCache(cache, jnp.asarray(source_lengths), *copied, looked)
 
-    def decode(
-        self, tokens: Int[Array, "B T"], cache: Seq2SeqCache
-    ) -> tuple[Float[Array, "B T V"], Seq2SeqCache]:
+    def decode(self, tokens: Int[Array, "B T"], cache: Seq2SeqCache) -> tuple[Array, Seq2SeqCache]:
         """Reads the next T target tokens; the result equals that of the full pass.
 
         Args:
@@ -243,8 +300,8 @@ class Seq2Seq(nnx.Module):
           cache: what is kept of the source and of the target so far.
 
         Returns:
-          float32 logits of what follows, and the next cache. Where the tokens do not fit into the
-          cache, and its length is traced, the logits are NaN.
+          float32 `[B, T, V]` as in the call, and the next cache. Where the tokens do not fit into
+          the cache, and its length is traced, they are NaN.
 
         Raises:
           ValueError: if an argument is wrong, or if the cache is full and its length is known.
@@ -256,8 +313,16 @@ class Seq2Seq(nnx.Module):
             memory_weights=cache.attention is not None,
         )
         attention = weights[0][-1] if weights else None
-        cache = dataclasses.replace(cache, decoder=decoder, attention=attention)
-        return self.logits(hidden), cache
+        logits = self.logits(hidden)
+        if self.pointer is not None:
+            logits = self.pointer.logprobs(
+                hidden, logits, cache.keys, cache.source, cache.source_lengths
+            )
+        return logits, dataclasses.replace(cache, decoder=decoder, attention=attention)
+
+    def _hidden(self, target: Array, memory: Array, source_lengths: Array) -> Array:
+        hidden: Any = self.decoder(self._embed(target), memory, memory_mask=Prefix(source_lengths))
+        return hidden
 
     def _embed(self, target: Array) -> Array:
         check_tokens("target", target)
