@@ -216,9 +216,10 @@ def train(config: Config) -> None:
         run_dir = config.run_dir / f"seed-{seed}"
         train_config = dataclasses.replace(config.train, seed=seed)
         one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
-        outcomes[seed] = train_one(one, data, baseline)
-    if is_main():
-        say(seeds_table({seed: outcome for seed, outcome in outcomes.items() if outcome}))
+        if (outcome := train_one(one, data, baseline)) is not None:
+            outcomes[seed] = outcome
+    if outcomes:
+        say(seeds_table(outcomes))
 
 
 def predict(config: Predict) -> None:

@@ -65,18 +65,16 @@ class TrainingRun:
                 f"batch of {self.config.batch_size}; got {dict(mesh.shape)}."
             )
         # The library does not need the training extra; entrypoints do.
-        state, step = (importlib.import_module(f"train.common.{x}") for x in ("state", "step"))
-        config, data = self.config, self.task.data
-        total = config.total_steps(data.train_size)
-        optimizer = config.optim.build(total)
-        start = state.plan_state(self.task, optimizer, config, mesh)
-        schedule = config.optim.schedule.build(config.optim.learning_rate, total)
-        batches = data.train_batches(batch_size=config.batch_size, seed=config.seed, start_step=0)
+        step = importlib.import_module("train.common.step")
+        config = self.config
+        start, run = step.plan_step(self.task, config, mesh)
+        batches = self.task.data.train_batches(
+            batch_size=config.batch_size, seed=config.seed, start_step=0
+        )
         batch = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=start.layout.batch)
             for name, x in step.on_device(next(iter(batches))).items()
         }
-        run = step.make_step(self.task, start.graphs, optimizer, schedule, config, start.layout)
         model, kept = start.like["model"], start.like["optimizer"]
         count = sum(x.size for x in jax.tree.leaves(model["params"]))
         return Workload(

@@ -15,8 +15,7 @@ from attnjax.nn import AttentionOptions, Decoder, Rotary, TransformerConfig
 from attnjax.sharding.rules import TRANSFORMER
 from train.common.config import TrainConfig
 from train.common.optim import OptimConfig
-from train.common.state import Blueprint, plan_state
-from train.common.step import make_step, on_device
+from train.common.step import on_device, plan_step
 from train.common.task import Batch, Task
 
 BATCH, LENGTH, VOCABULARY, STEPS = 16, 32, 64, 20
@@ -102,17 +101,9 @@ def language_train(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**base, **changes})
 
 
-def prepare(config: TrainConfig, task: Task) -> tuple[Any, Blueprint]:
-    """The compiled step's function and the planned state."""
-    optimizer = config.optim.build(STEPS)
-    start = plan_state(task, optimizer, config)
-    schedule = config.optim.schedule.build(config.optim.learning_rate, STEPS)
-    return make_step(task, start.graphs, optimizer, schedule, config, start.layout), start
-
-
 def losses(config: TrainConfig, task: Task, steps: int = STEPS) -> np.ndarray:
     """The losses of the first steps."""
-    step, start = prepare(config, task)
+    start, step = plan_step(task, config)
     state = start.make()
     batches = task.data.train_batches(batch_size=config.batch_size, seed=0, start_step=0)
     found = []

@@ -22,12 +22,11 @@ from tests.train.mesh_task import (
     language_task,
     language_train,
     losses,
-    prepare,
 )
 from train.common.config import TrainConfig
 from train.common.loop import run
 from train.common.optim import OptimConfig
-from train.common.step import on_device
+from train.common.step import on_device, plan_step
 
 pytestmark = pytest.mark.mesh
 
@@ -77,7 +76,7 @@ def test_rematerialisation_saves_memory(remat: str) -> None:
     memory = {}
     for name in ("none", remat):
         config = language_train(mesh="data=8", remat=name)
-        step, start = prepare(config, task)
+        start, step = plan_step(task, config)
         batch = next(task.data.train_batches(batch_size=BATCH, seed=0, start_step=0))
         compiled = step.lower(start.like, on_device(batch, start.layout)).compile()
         memory[name] = compiled.memory_analysis().temp_size_in_bytes
@@ -87,7 +86,7 @@ def test_rematerialisation_saves_memory(remat: str) -> None:
 def test_the_state_is_never_whole_on_one_device() -> None:
     """Neither before the first step nor after it, nor while it is made."""
     wide = {"features": 256, "hidden": 1024, "scan_layers": True}
-    step, start = prepare(language_train(mesh="fsdp=4,model=2"), language_task(**wide))
+    start, step = plan_step(language_task(**wide), language_train(mesh="fsdp=4,model=2"))
     compiled = start.make.lower().compile()
     kernel = start.like["model"]["params"]["decoder"]["stack"]["layers"]["feed_forward"]["up"]
     assert kernel["kernel"].sharding.spec == P(None, "fsdp", "model")
@@ -111,7 +110,7 @@ def test_the_state_is_never_whole_on_one_device() -> None:
 @pytest.mark.slow
 def test_devices_exchange_parameters_not_activations() -> None:
     """Under fsdp alone: what is collected from all devices is a parameter, or one's gradient."""
-    step, start = prepare(language_train(mesh="fsdp=8"), language_task())
+    start, step = plan_step(language_task(), language_train(mesh="fsdp=8"))
     batch = next(language_task().data.train_batches(batch_size=BATCH, seed=0, start_step=0))
     text = step.lower(start.like, on_device(batch, start.layout)).compile().as_text()
     collected = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather(?:-start)?\(", text)
@@ -123,7 +122,7 @@ def test_devices_exchange_parameters_not_activations() -> None:
 @pytest.mark.parametrize("name", ["adafactor", "muon", "adamw"])
 def test_what_optimisers_keep_lies_beside_the_parameters(name: str) -> None:
     config = language_train(mesh="fsdp=4,model=2", optim=OptimConfig(name=name), ema_decay=0.9)
-    _, start = prepare(config, language_task(features=256, hidden=1024))
+    start, _ = plan_step(language_task(features=256, hidden=1024), config)
     up = (256, 1024)
     for _, x in jax.tree_util.tree_leaves_with_path(start.like):
         if x.shape == up:
@@ -176,12 +175,12 @@ def test_what_does_not_fit(changes: dict, task: dict, message: str) -> None:
     given = {name: x for name, x in task.items() if name not in sizes}
     made = dataclasses.replace(language_task(**sizes), **given)
     with pytest.raises(ValueError, match=message):
-        prepare(language_train(**changes), made)
+        plan_step(made, language_train(**changes))
 
 
 def test_a_sequence_that_does_not_divide() -> None:
     config: TrainConfig = language_train(mesh="seq=8")
-    step, start = prepare(config, language_task())
+    start, step = plan_step(language_task(), config)
     batch = next(language_task().data.train_batches(batch_size=BATCH, seed=0, start_step=0))
     short = {name: x[:, :30] for name, x in batch.items()}
     with pytest.raises(ValueError, match="T=30 does not divide over the mesh axis 'seq' of size 8"):

@@ -132,21 +132,17 @@ class DistributedConfig:
             late.cancel()
         sys.excepthook = _crash
         if is_main():
-            print(
+            _say(
                 f"{jax.process_count()} processes with {jax.device_count()} devices; if one dies, "
-                f"the others end within {self.stop_seconds} seconds",
-                file=sys.stderr,
-                flush=True,
+                f"the others end within {self.stop_seconds} seconds"
             )
 
     def _say_late(self) -> None:
         """Says in a sentence what jax, which then aborts the process, says in a stack trace."""
         where = f" at {self.coordinator}" if self.coordinator else ""
-        print(
+        _say(
             f"not all processes have met{where} within {self.initialization_timeout} seconds; "
-            "ending (--initialization-timeout)",
-            file=sys.stderr,
-            flush=True,
+            "ending (--initialization-timeout)"
         )
 
 
@@ -214,7 +210,7 @@ def same_everywhere(what: str, values: dict[str, Any]) -> None:
 def is_lost(error: BaseException) -> bool:
     """Whether an error came of working together with other processes: one of them has ended."""
     runtime = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
-    return bool(runtime) and jax.distributed.is_initialized() and jax.process_count() > 1
+    return bool(runtime) and _has_others()
 
 
 def leave(status: int) -> int:
@@ -222,7 +218,7 @@ def leave(status: int) -> int:
 
     An ordinary exit would wait for the others, who wait for this process.
     """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if _has_others():
         _exit(status)
     return status
 
@@ -236,14 +232,20 @@ def _crash(
     else:
         traceback.print_exception(kind, error, trace)
         why = "the error above; the other processes will follow"
-    print(
-        f"process {jax.process_index()} of {jax.process_count()} ends with status {CRASHED}: {why}",
-        file=sys.stderr,
-        flush=True,
+    _say(
+        f"process {jax.process_index()} of {jax.process_count()} ends with status {CRASHED}: {why}"
     )
     if is_lost(error) and is_main():
         time.sleep(_LAST_WORDS_SECONDS)
     _exit(CRASHED)
+
+
+def _has_others() -> bool:
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _exit(status: int) -> NoReturn:

@@ -13,8 +13,7 @@ from attnjax.sharding.partition import names
 from train.common.config import TrainConfig
 from train.common.layout import Layout
 from train.common.optim import dotted
-from train.common.state import plan_state
-from train.common.step import make_step, on_device
+from train.common.step import on_device, plan_step
 from train.common.task import Task
 
 
@@ -34,12 +33,9 @@ def dry_run(task: Task, config: TrainConfig) -> str:
         ValueError: mesh, parameters or batches do not fit each other.
     """
     total = config.total_steps(task.data.train_size)
-    optimizer = config.optim.build(total)
-    start = plan_state(task, optimizer, config)
-    schedule = config.optim.schedule.build(config.optim.learning_rate, total)
+    start, step = plan_step(task, config)
     batches = task.data.train_batches(batch_size=config.batch_size, seed=config.seed, start_step=0)
     batch = on_device(next(iter(batches)), start.layout)
-    step = make_step(task, start.graphs, optimizer, schedule, config, start.layout)
     compiled = step.lower(start.like, batch).compile()
     params = start.like["model"]["params"]
     return "\n".join(

@@ -24,8 +24,7 @@ from train.common.result import RunResult
 from train.common.rundir import RunLock, claim, record_session
 from train.common.selection import Selection
 from train.common.signals import Interrupted, StopSignals, stop_signals
-from train.common.state import plan_state
-from train.common.step import make_predict, make_step, on_device
+from train.common.step import make_predict, on_device, plan_step
 from train.common.task import Batch, Task
 
 
@@ -104,11 +103,8 @@ class _Session:
         self._task, self._config, self._run_dir = task, config, run_dir
         self._progress, self._stop = progress, stop
         self.total = config.total_steps(task.data.train_size)
-        optimizer = config.optim.build(self.total)
-        schedule = config.optim.schedule.build(config.optim.learning_rate, self.total)
-        start = plan_state(task, optimizer, config)
+        start, self._update = plan_step(task, config)
         self._layout = start.layout
-        self._update = make_step(task, start.graphs, optimizer, schedule, config, start.layout)
         self._predict = make_predict(task, start.graphs, config, start.layout)
         self._checkpoints = Checkpoints(run_dir, keep=config.keep, say=progress.say)
         self._checkpoints.clean()

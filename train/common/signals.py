@@ -31,6 +31,8 @@ class StopSignals:
     Outside the main thread Python allows no handlers; the context then does nothing.
     """
 
+    handled: tuple[signal.Signals, ...] = SIGNALS
+
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -38,7 +40,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         """Puts the handlers in place."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+            self._before = {s: signal.signal(s, self._handle) for s in self.handled}
         return self
 
     def __exit__(
@@ -71,15 +73,11 @@ class AgreedStop(StopSignals):
     it. All processes must call `poll` equally often.
     """
 
+    handled = (signal.SIGINT,)
+
     def __init__(self) -> None:
         super().__init__()
         self._polls, self._signum = 0, int(signal.SIGTERM)
-
-    def __enter__(self) -> Self:
-        """Puts the handler in place."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._handle)}
-        return self
 
     def poll(self) -> bool:
         """Whether all processes have agreed to stop here."""

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from train.common.config import TrainConfig
 from train.common.layout import Layout
-from train.common.state import Graphs, State, step_keys
+from train.common.state import Blueprint, Graphs, State, plan_state, step_keys
 from train.common.task import Batch, Task
 
 Metrics = dict[str, jax.Array]
@@ -36,6 +37,26 @@ def on_device(batch: Batch, layout: Layout | None = None, *, size: int = 0) -> d
     if layout is None:
         return arrays
     return layout.put(arrays, size=size or len(next(iter(arrays.values()))))
+
+
+def plan_step(
+    task: Task, config: TrainConfig, mesh: Mesh | None = None
+) -> tuple[Blueprint, jax.stages.Wrapped]:
+    """The state before the first step, and the step, of a task under a training config.
+
+    Args:
+        task: what is trained.
+        config: how.
+        mesh: instead of the config's, as for `plan_state`.
+
+    Raises:
+        ValueError: mesh, batches, model and rules do not fit each other.
+    """
+    total = config.total_steps(task.data.train_size)
+    optimizer = config.optim.build(total)
+    schedule = config.optim.schedule.build(config.optim.learning_rate, total)
+    start = plan_state(task, optimizer, config, mesh)
+    return start, make_step(task, start.graphs, optimizer, schedule, config, start.layout)
 
 
 def make_step(
