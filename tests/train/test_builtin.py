@@ -20,6 +20,7 @@ from train.common.builders.docstring_corpus import (
     split_of,
 )
 from train.common.builders.docstrings import prepared
+from train.common.document_source import DocumentConfig
 from train.common.labelled_text import LabelledText
 from train.common.sources import TextDataConfig
 
@@ -168,3 +169,18 @@ def test_the_owner_of_each_sentence_is_stored(builtin) -> None:
     record = prepared(folder).as_data_source("test")[0]
     assert split_of(record["owner"].decode()) == "test"
     assert set(record) == {*Sentence._fields, "place"}
+
+
+def test_as_documents_the_sentences_of_each_docstring_stand_together_in_order(
+    builtin, found
+) -> None:
+    _, folder = builtin
+    wanted: dict[str, dict[str, list[str]]] = {s: {} for s in ("train", "validation", "test")}
+    for sentence in found:
+        wanted[split_of(sentence.owner)].setdefault(sentence.owner, []).append(sentence.text)
+    data = DocumentConfig(data_dir=str(folder)).load()
+    assert data.splits == {
+        split: tuple("\n".join(texts) for texts in owners.values())
+        for split, owners in wanted.items()
+    }
+    assert data.notes == ()
