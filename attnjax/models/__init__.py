@@ -1,12 +1,28 @@
-"""Models assembled from `attnjax.nn`: decoder-only, encoder-decoder."""
+"""Models assembled from `attnjax.nn`: decoder-only, encoder-decoder, encoder."""
 
 from attnjax.models.language import LanguageModel, LanguageModelConfig
+from attnjax.models.losses import cross_entropy, next_token_loss, token_losses
+from attnjax.models.pointer import Pointer
 from attnjax.models.seq2seq import Seq2Seq, Seq2SeqCache, Seq2SeqConfig
+from attnjax.models.text_encoder import (
+    MaskedLanguageModel,
+    MaskedLanguageModelConfig,
+    TextEncoder,
+    TextEncoderConfig,
+)
 
 __all__ = [
     "LanguageModel",
     "LanguageModelConfig",
+    "MaskedLanguageModel",
+    "MaskedLanguageModelConfig",
+    "Pointer",
     "Seq2Seq",
     "Seq2SeqCache",
     "Seq2SeqConfig",
+    "TextEncoder",
+    "TextEncoderConfig",
+    "cross_entropy",
+    "next_token_loss",
+    "token_losses",
 ]

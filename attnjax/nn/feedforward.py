@@ -15,13 +15,13 @@ from attnjax.nn.options import KERNEL_INIT
 
 Activation = Literal["gelu", "gelu_exact", "relu", "swiglu", "geglu"]
 _GELU_EXACT = functools.partial(jax.nn.gelu, approximate=False)
-_PLAIN: dict[str, Callable[[Array], Array]] = {
+PLAIN_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "gelu_exact": _GELU_EXACT,
     "relu": jax.nn.relu,
 }
 _GATED: dict[str, Callable[[Array], Array]] = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
-_ACTIVATIONS = {**_PLAIN, **_GATED}
+_ACTIVATIONS = {**PLAIN_ACTIVATIONS, **_GATED}
 
 
 class FeedForward(nnx.Module):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 
+from attnjax.models.pretrained.bert import bert
 from attnjax.models.pretrained.fields import Fields
 from attnjax.models.pretrained.gemma import gemma, gemma2, gemma3
 from attnjax.models.pretrained.gpt2 import gpt2
@@ -23,23 +24,24 @@ Describe = Callable[[Fields, Build, Tensors | None], Layout]
 
 @dataclasses.dataclass(frozen=True)
 class _Type:
-    """A model type: which class of the transformers library it is, and what describes it."""
+    """A model type: its classes of the transformers library, the usual one first."""
 
-    architecture: str
+    architectures: tuple[str, ...]
     describe: Describe
 
 
 _TYPES = {
-    "gemma": _Type("GemmaForCausalLM", gemma),
-    "gemma2": _Type("Gemma2ForCausalLM", gemma2),
-    "gemma3_text": _Type("Gemma3ForCausalLM", gemma3),
-    "gpt2": _Type("GPT2LMHeadModel", gpt2),
-    "gpt_oss": _Type("GptOssForCausalLM", gpt_oss),
-    "llama": _Type("LlamaForCausalLM", llama),
-    "mistral": _Type("MistralForCausalLM", mistral),
-    "qwen2": _Type("Qwen2ForCausalLM", qwen2),
-    "qwen3": _Type("Qwen3ForCausalLM", qwen3),
-    "t5": _Type("T5ForConditionalGeneration", t5),
+    "bert": _Type(("BertModel", "BertForMaskedLM"), bert),
+    "gemma": _Type(("GemmaForCausalLM",), gemma),
+    "gemma2": _Type(("Gemma2ForCausalLM",), gemma2),
+    "gemma3_text": _Type(("Gemma3ForCausalLM",), gemma3),
+    "gpt2": _Type(("GPT2LMHeadModel",), gpt2),
+    "gpt_oss": _Type(("GptOssForCausalLM",), gpt_oss),
+    "llama": _Type(("LlamaForCausalLM",), llama),
+    "mistral": _Type(("MistralForCausalLM",), mistral),
+    "qwen2": _Type(("Qwen2ForCausalLM",), qwen2),
+    "qwen3": _Type(("Qwen3ForCausalLM",), qwen3),
+    "t5": _Type(("T5ForConditionalGeneration",), t5),
 }
 _DTYPES = {
     "float32": jnp.float32,
@@ -63,7 +65,7 @@ class Pretrained:
 
     @property
     def model(self) -> Any:
-        """The config of ours: a `LanguageModelConfig`, a `Seq2SeqConfig`."""
+        """The config of ours: a `LanguageModelConfig`, a `Seq2SeqConfig` and so on."""
         return self.layout.model
 
     def build(self, *, rngs: nnx.Rngs) -> Any:
@@ -109,10 +111,10 @@ def describe(
         )
     _check_quantization(fields.get("quantization_config"))
     known, got = _TYPES[kind], fields.get("architectures")
-    if got and list(got) != [known.architecture]:
+    if got and (len(got) > 1 or got[0] not in known.architectures):
         raise NotImplementedError(
-            f"config.json: architectures: only {known.architecture} can be loaded, got "
-            f"{', '.join(got)}."
+            f"config.json: architectures: only {' or '.join(known.architectures)} can be loaded, "
+            f"got {', '.join(got)}."
         )
     build = Build(scan_layers, remat, dtype, param_dtype or _stored_dtype(fields))
     layout = known.describe(Fields(_without_quantization(fields)), build, tensors)
@@ -121,7 +123,8 @@ def describe(
 
 def architecture(fields: Mapping[str, Any]) -> str:
     """Returns the class of the transformers library that described fields belong to."""
-    return _TYPES[fields["model_type"]].architecture
+    named: str = (fields.get("architectures") or _TYPES[fields["model_type"]].architectures)[0]
+    return named
 
 
 def _check_quantization(found: Any) -> None:

@@ -12,8 +12,8 @@ diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eo
 exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
 gradient_checkpointing id2label initializer_factor initializer_range is_encoder_decoder label2id
 language length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups
-num_beams num_return_sequences output_attentions output_hidden_states output_past output_scores
-pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict
+num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict
 return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
 tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
 unk_token_id use_bfloat16 use_cache
@@ -27,6 +27,13 @@ hidden_dropout_prob resid_pdrop summary_first_dropout
 IRRELEVANT = frozenset(_NO_EFFECT.split())
 # Dropout acts in training only; models are loaded without it.
 DROPOUTS = frozenset(_DROPOUTS.split())
+# Of effect unless they are this.
+_RESTRICTED: dict[str, Any] = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+}
 _MISSING = object()
 
 
@@ -105,6 +112,8 @@ class Fields:
         Raises:
           NotImplementedError: if others are left, by name.
         """
+        for name, allowed in _RESTRICTED.items():
+            self.only(name, allowed)
         left = self._values.keys() - self._read.union(*ignored)
         if left:
             raise NotImplementedError(

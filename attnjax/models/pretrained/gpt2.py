@@ -32,7 +32,6 @@ def gpt2(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
     """Describes a GPT-2 model."""
     features, num_heads = fields.size("n_embd"), fields.size("n_head")
     layers, head_dim = fields.size("n_layer"), features // num_heads
-    fields.only("add_cross_attention", False)
     options = AttentionOptions(
         position=LearnedPositions(fields.size("n_positions", 1024)),
         use_bias=True,

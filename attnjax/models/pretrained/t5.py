@@ -29,7 +29,6 @@ _UNUSED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bi
 
 def t5(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
     """Describes a T5 model."""
-    fields.only("is_decoder", False)
     tied_by_config = fields.flag("tie_word_embeddings", True)
     # The field has two meanings: newer configs always set it, and say apart whether to scale.
     scaled = fields.flag("scale_decoder_outputs", tied_by_config)
