@@ -182,4 +182,4 @@ def _go(world: _World, person: str, split: Split, rng: np.random.Generator) -> N
 
 def _pick(options: Sequence[Option], rng: np.random.Generator) -> Option:
     """One of the options at random; several times faster than `rng.choice`."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
