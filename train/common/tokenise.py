@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from tokenizers import (
     Encoding,
@@ -47,6 +47,9 @@ class TokeniserConfig:
         ValueError: a size is not positive.
     """
 
+    word_pattern: ClassVar[str] = _WORD
+    """What counts as a word; the regular expression of tasks that need another."""
+
     kind: Literal["word", "bpe"] = "word"
     """word: whole words, rare ones unknown; bpe: byte-pair pieces of words, none unknown."""
     lowercase: bool = True
@@ -71,7 +74,7 @@ class TokeniserConfig:
         tokeniser = Tokenizer(model)
         lower = [normalizers.Lowercase()] if self.lowercase else []
         tokeniser.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
-        words = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
+        words = pre_tokenizers.Split(Regex(self.word_pattern), behavior="removed", invert=True)
         options: dict[str, Any] = {
             "vocab_size": self.max_vocabulary,
             "min_frequency": self.min_count,
