@@ -16,8 +16,8 @@ from train.common.tokenise import PAD_ID
 
 SPEAKERS = ("user", "bot", "base")
 NO_CANDIDATE = -1
-_DEPTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+_DEPTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
+_WIDTHS = (24, 48, 96)
 """Memories and utterances are padded to one of these sizes, for each compiles anew."""
 
 
