@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from train.common.dialogue_batches import DialogueEncoder, context_of
-from train.common.dialogue_models import AnswerSelector, SelectorConfig
+from train.common.dialogue_models import SelectorConfig
 from train.common.dialogue_task import accuracies, scored
 from train.common.dialogue_words import DialogueWords
 from train.common.dialogues import Dialogue, DialogueData, Turn, Utterance, utterances
@@ -43,7 +43,7 @@ class Choice:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     def as_text(self) -> str:
-        """A few lines for people: what it looked at most, then the answer and the next likeliest."""
+        """A few lines for people: what it looked at most, the answer and the next likeliest."""
         largest = np.max(self.weights, axis=0)
         lines = [
             f"  {weight:.2f} {utterance.speaker:>4}: {utterance.text}"
@@ -77,7 +77,7 @@ class Chooser:
         bags = jnp.asarray(encoder.bags(self.candidates))
 
         def answer(state: Any, batch: Any) -> tuple[jax.Array, ...]:
-            model: AnswerSelector = nnx.merge(graph, state)
+            model: Any = nnx.merge(graph, state)
             scores, weights = scored(model, batch, bags)
             likeliest = jax.lax.top_k(scores, min(1 + _OTHERS, len(self.candidates)))[1]
             shares = jnp.take_along_axis(jax.nn.softmax(scores), likeliest, axis=1)
