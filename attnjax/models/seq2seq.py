@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.masks import Prefix
 from attnjax.models.losses import BLOCK, token_losses
-from attnjax.models.pointer import Pointer
+from attnjax.models.pointer import Pointer, SourceKeys
 from attnjax.models.vocabulary import (
     build_embedding,
     build_output,
@@ -87,8 +87,8 @@ def check_shared(config: Any) -> None:
     sizes = f"{config.source_vocabulary} and {config.target_vocabulary} tokens"
     if config.tied in ("all", "inputs"):
         raise ValueError(
-            f"{owner}.tied: {config.tied!r} needs one vocabulary for source and target, got {sizes}. Choose "
-            "'target' or 'none'."
+            f"{owner}.tied: {config.tied!r} needs one vocabulary for source and target, got "
+            f"{sizes}. Choose 'target' or 'none'."
         )
     if config.copy:
         raise ValueError(
@@ -104,8 +104,7 @@ class Seq2SeqCache:
     Attributes:
       decoder: of the layers.
       source_lengths: number of tokens of each source, `[B]`.
-      source: source tokens `[B, S]` and
-      keys: the pointer's keys `[B, S, F]`, if the model copies; otherwise None.
+      source: what the pointer keeps of the source, if the model copies; otherwise None.
       attention: if asked for, where the last decoded position looked in the source: float32 weights
         `[B, S]`, the mean over the heads of the last layer's cross-attention; zeros before the
         first. Otherwise None.
@@ -113,8 +112,7 @@ class Seq2SeqCache:
 
     decoder: DecoderCache
     source_lengths: Array
-    source: Array | None
-    keys: Array | None
+    source: SourceKeys | None
     attention: Array | None
 
     @property
@@ -137,7 +135,7 @@ class Seq2SeqCache:
     def take(self, index: Int[Array, "A"]) -> Seq2SeqCache:
         """Returns the cache of some examples, source included; `KVCache.take` says how."""
         check_examples(index, self.source_lengths.shape[0])
-        rest = (self.source_lengths, self.source, self.keys, self.attention)
+        rest = (self.source_lengths, self.source, self.attention)
         return Seq2SeqCache(
             self.decoder.take(index), *jax.tree.map(lambda x: taken(x, index), rest)
         )
@@ -203,8 +201,8 @@ class Seq2Seq(nnx.Module):
         hidden = self._hidden(target, memory, source_lengths)
         if self.pointer is None:
             return self.logits(hidden)
-        keys = self.pointer.keys(memory)
-        return self.pointer.logprobs(hidden, self.logits(hidden), keys, source, source_lengths)
+        keys = self.pointer.read(memory, source, source_lengths)
+        return self.pointer.logprobs(hidden, self.logits(hidden), keys)
 
     def target_logprobs(
         self,
@@ -236,8 +234,8 @@ class Seq2Seq(nnx.Module):
         losses = token_losses(self.logits, hidden, targets, block=block, partition=partition)
         if self.pointer is None:
             return -losses
-        keys = self.pointer.keys(memory)
-        return self.pointer.target_logprobs(hidden, -losses, targets, keys, source, source_lengths)
+        keys = self.pointer.read(memory, source, source_lengths)
+        return self.pointer.target_logprobs(hidden, -losses, targets, keys)
 
     def encode(
         self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"]
@@ -288,9 +286,10 @@ class Seq2Seq(nnx.Module):
         """
         memory = self.encode(source, source_lengths)
         cache = self.decoder.init_cache(source.shape[0], capacity, memory=memory, dtype=dtype)
-        copied = (None, None) if self.pointer is None else (source, self.pointer.keys(memory))
+        pointer = self.pointer
+        keys = None if pointer is None else pointer.read(memory, source, source_lengths)
         looked = jnp.zeros(source.shape, jnp.float32) if attention else None
-        return Seq2SeqCache(cache, jnp.asarray(source_lengths), *copied, looked)
+        return Seq2SeqCache(cache, jnp.asarray(source_lengths), keys, looked)
 
     def decode(self, tokens: Int[Array, "B T"], cache: Seq2SeqCache) -> tuple[Array, Seq2SeqCache]:
         """Reads the next T target tokens; the result equals that of the full pass.
@@ -315,9 +314,8 @@ class Seq2Seq(nnx.Module):
         attention = weights[0][-1] if weights else None
         logits = self.logits(hidden)
         if self.pointer is not None:
-            logits = self.pointer.logprobs(
-                hidden, logits, cache.keys, cache.source, cache.source_lengths
-            )
+            assert cache.source is not None
+            logits = self.pointer.logprobs(hidden, logits, cache.source)
         return logits, dataclasses.replace(cache, decoder=decoder, attention=attention)
 
     def _hidden(self, target: Array, memory: Array, source_lengths: Array) -> Array:

@@ -17,7 +17,7 @@ from attnjax.nn.config import TransformerConfig
 from attnjax.nn.encoder import Encoder
 from attnjax.nn.inputs import InputPositions
 from attnjax.nn.spreading import place_sequence
-from attnjax.nn.stack import LayerStack
+from attnjax.nn.stack import LayerStack, PerLayer, stacked
 from attnjax.ops.softmax.stats import AttentionStats
 
 
@@ -27,8 +27,9 @@ class DecoderCache:
     """What a decoder keeps of the positions so far.
 
     Attributes:
-      layers: keys and values of each layer's self-attention, `[L, B, capacity, K, H]`.
-      memory: keys and values of each layer's cross-attention, `[L, B, S, K, H]`, or None.
+      layers: keys and values of each layer's self-attention: L arrays `[B, capacity, K, H]`, or of
+        scanned layers one `[L, B, capacity, K, H]`.
+      memory: keys and values of each layer's cross-attention, likewise `[B, S, K, H]`, or None.
       length: positions so far, int32: `[]` if all examples go in step, `[B]` if each has its own.
     """
 
@@ -36,15 +37,28 @@ class DecoderCache:
     memory: KeyValues | None
     length: Array
 
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self._shape[1]
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        k = self.layers.k
+        return k[0].shape if isinstance(k, PerLayer) else k.shape[1:]
+
     def rewind(self, length: int | Int[Array, "*B"]) -> DecoderCache:
         """Returns the cache as of an earlier length; `KVCache.rewind` says how."""
-        _, batch, capacity, *_ = self.layers.k.shape
-        return dataclasses.replace(self, length=rewound(self.length, length, batch, capacity))
+        batch = self._shape[0]
+        return dataclasses.replace(self, length=rewound(self.length, length, batch, self.capacity))
 
     def take(self, index: Int[Array, "A"]) -> DecoderCache:
         """Returns the cache of some examples, the memory included; `KVCache.take` says how."""
-        check_examples(index, self.layers.k.shape[1])
-        layers, memory = jax.tree.map(lambda x: taken(x, index, axis=1), (self.layers, self.memory))
+        check_examples(index, self._shape[0])
+        axis = 0 if isinstance(self.layers.k, PerLayer) else 1
+        layers, memory = jax.tree.map(
+            lambda x: taken(x, index, axis=axis), (self.layers, self.memory)
+        )
         length = taken(self.length, index) if self.length.ndim else self.length
         return DecoderCache(layers, memory, length)
 
@@ -108,7 +122,7 @@ class Decoder(nnx.Module):
 
         x, found = self.stack.run(layer, x, None)
         x = x if self.norm is None else self.norm(x)
-        return (x, found) if stats else x
+        return (x, stacked(found)) if stats else x
 
     def init_cache(
         self,
@@ -195,7 +209,7 @@ class Decoder(nnx.Module):
         x, (layers, *weights) = self.stack.run(layer, x, (cache.layers, cache.memory))
         x = x if self.norm is None else self.norm(x)
         length = cache.length + at.shape[-1]
-        return x, dataclasses.replace(cache, layers=layers, length=length), *weights
+        return x, dataclasses.replace(cache, layers=layers, length=length), *stacked(weights)
 
 
 class EncoderDecoder(nnx.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from attnjax.nn.additive import AdditiveAttention
 from attnjax.nn.options import AttentionOptions
@@ -46,14 +46,14 @@ def spread(model: nnx.Module, partition: Partition | None) -> int:
     return found
 
 
-def place_sequence(x: Float[Array, "B T F"], partition: Partition | None) -> Float[Array, "B T F"]:
+def place_sequence(x: Shaped[Array, "B T *F"], partition: Partition | None) -> Array:
     """Lays a sequence over the mesh in context: examples and positions split, features whole.
 
     Parameters that are split would otherwise pull activations along, which makes the compiler
     exchange them again before each product.
 
     Args:
-      x: the sequence.
+      x: the sequence; its first two axes are split.
       partition: the axes; None leaves the sequence as it is.
 
     Returns:
@@ -61,5 +61,5 @@ def place_sequence(x: Float[Array, "B T F"], partition: Partition | None) -> Flo
     """
     if partition is None:
         return x
-    spec = PartitionSpec(partition.batch, partition.sequence, None)
+    spec = PartitionSpec(partition.batch, partition.sequence)
     return jax.lax.with_sharding_constraint(x, spec)
