@@ -135,7 +135,8 @@ def train_one(config: Config, data: TextPairs, baseline: SeqBaseline | None) -> 
     batches = PairBatches(data, tokens)
     if is_main():
         tokens.save(config.run_dir)
-        print("\n".join(batches.notes()), flush=True)
+        for note in batches.notes():
+            print(f"  {note}", flush=True)
     task = make_task(config, tokens, batches)
     result = run(task, config.train, config.run_dir, describe=config.describe())
     assert result is not None  # only a dry run has none

@@ -18,6 +18,8 @@ CHUNK = 64
 """Batches that are drawn together and then sorted by the lengths of both sides."""
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Each side is padded to one of these widths, or to its limit, for every shape compiles anew."""
+COARSE = (16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Widths of what is read only now and then, where compiling costs more than padding."""
 
 
 class PairBatches:
@@ -89,8 +91,9 @@ class PairBatches:
         if split not in self._encoded:
             raise ValueError(f"there is no split {split!r}, only {sorted(self._encoded)}")
         here = slice(None) if rows is None else rows
+        longest = max(len(e.target) - 1 for e in self._encoded[split])
         for index, weight in one_pass(self._keys[split], batch_size):
-            batch = self._batch(split, index, rows=rows)
+            batch = self._batch(split, index, rows=rows, widths=COARSE, target=longest)
             pairs = [self._pairs[split][i] for i in index[here]]
             yield {
                 **batch,
@@ -100,13 +103,25 @@ class PairBatches:
                 "target_text": np.array([pair.target for pair in pairs], object),
             }
 
-    def _batch(self, split: str, index: np.ndarray, *, rows: np.ndarray | None) -> Batch:
-        """The examples `index`, or `rows` of them, as wide as all of them together are."""
+    def _batch(
+        self,
+        split: str,
+        index: np.ndarray,
+        *,
+        rows: np.ndarray | None,
+        widths: Sequence[int] = WIDTHS,
+        target: int = 0,
+    ) -> Batch:
+        """The examples `index`, or `rows` of them, as wide as all of them together are.
+
+        Targets are padded as if one of `target` tokens were among them.
+        """
         everything = [self._encoded[split][i] for i in index]
         mine = everything if rows is None else [everything[i] for i in rows]
         source_limit, target_limit = self._limits
-        source_width = width(max(len(e.source) for e in everything), source_limit)
-        target_width = width(max(len(e.target) - 1 for e in everything), target_limit)
+        longest = max(target, *(len(e.target) - 1 for e in everything))
+        source_width = width(max(len(e.source) for e in everything), source_limit, widths)
+        target_width = width(longest, target_limit, widths)
         return {
             "source": padded([e.source for e in mine], source_width),
             "source_length": np.array([len(e.source) for e in mine], np.int32),
@@ -126,9 +141,9 @@ class PairBatches:
         )
 
 
-def width(longest: int, limit: int) -> int:
+def width(longest: int, limit: int, widths: Sequence[int] = WIDTHS) -> int:
     """The padded width for sequences of up to `longest` tokens where none has more than `limit`."""
-    return min((w for w in WIDTHS if longest <= w <= limit), default=limit)
+    return min((w for w in widths if longest <= w <= limit), default=limit)
 
 
 def padded(rows: Sequence[np.ndarray], to: int) -> np.ndarray:

@@ -52,6 +52,8 @@ class SeqModelConfig:
     auto: all where the vocabulary is shared, else target."""
     dropout: float = 0.1
     """Dropout on the embeddings, inside the feed-forward layers and after each sublayer."""
+    scan_layers: bool = False
+    """Compile one layer for all of them, which is faster to compile and a little slower to run."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """How the Transformer attends."""
 
@@ -108,5 +110,6 @@ class SeqModelConfig:
             norm=self.norm,
             norm_position=self.norm_position,
             dropout_rate=self.dropout,
+            scan_layers=self.scan_layers,
             attention=self.attention.options(longest=longest, bidirectional=reads),
         )

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from attnjax.models.decode import beam_search
-from train.common.pair_batches import padded, width
+from train.common.pair_batches import COARSE, padded, width
 from train.common.pair_tokens import TARGET_FILE, PairTokens, PairTokensConfig
 from train.common.result import Which, load_model
 from train.common.rundir import CONFIG
@@ -138,9 +138,9 @@ class Writer:
             output = np.array(self.tokens.target.encode(one.text), np.int32)[: self._limit - 1]
             target = np.array([BEGIN_ID, *output], np.int32)
             weights = self._look(
-                padded([source], width(len(source), self.tokens.config.max_source)),
+                padded([source], width(len(source), self.tokens.config.max_source, COARSE)),
                 np.array([len(source)], np.int32),
-                padded([target], width(len(target), self.tokens.config.max_target)),
+                padded([target], width(len(target), self.tokens.config.max_target, COARSE)),
             )
             pieces = self.tokens.source.pieces(source[:-1].tolist())
             yield Alignment(
@@ -152,7 +152,7 @@ class Writer:
     def _searched(self, sources: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Tokens, score and end of the best output of each source, and of rows that only fill."""
         rows = sources + [sources[-1]] * (_BATCH - len(sources))
-        wide = width(max(len(ids) for ids in sources), self.tokens.config.max_source)
+        wide = width(max(len(ids) for ids in sources), self.tokens.config.max_source, COARSE)
         lengths = np.array([len(ids) for ids in rows], np.int32)
         return tuple(jax.device_get(self._search(padded(rows, wide), lengths)))
 

@@ -112,7 +112,11 @@ class SeqTokeniser:
         return [encoding.ids for encoding in self._tokeniser.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, up to the first `END_ID`; padding and begin are left out."""
+        """The text of some ids, up to the first `END_ID`; padding and begin are left out.
+
+        It is the text that was encoded, but for what is unknown and case (if it is folded); word
+        keeps no more than one space between words, and bpe may lose the first of leading spaces.
+        """
         kept = self._kept(ids)
         if self._bytes:
             return self._tokeniser.decode(kept).removeprefix(" ")
