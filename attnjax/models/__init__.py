@@ -4,6 +4,7 @@ from attnjax.models.language import LanguageModel, LanguageModelConfig
 from attnjax.models.losses import cross_entropy, next_token_loss, token_losses
 from attnjax.models.pointer import Pointer
 from attnjax.models.seq2seq import Seq2Seq, Seq2SeqCache, Seq2SeqConfig
+from attnjax.models.span import SpanModel, SpanModelConfig
 from attnjax.models.text_encoder import (
     MaskedLanguageModel,
     MaskedLanguageModelConfig,
@@ -20,6 +21,8 @@ __all__ = [
     "Seq2Seq",
     "Seq2SeqCache",
     "Seq2SeqConfig",
+    "SpanModel",
+    "SpanModelConfig",
     "TextEncoder",
     "TextEncoderConfig",
     "cross_entropy",

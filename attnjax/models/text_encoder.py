@@ -32,12 +32,14 @@ class TextEncoderConfig:
       segments: number of kinds of tokens with a vector of their own, such as question and text;
         0 for none.
       pooler: whether there is a layer that `pool` needs.
+      embedding_scale: factor on embeddings, as in `LanguageModelConfig`; None for none.
     """
 
     vocabulary: int
     encoder: TransformerConfig
     segments: int = 0
     pooler: bool = False
+    embedding_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_vocabulary("TextEncoderConfig.vocabulary", self.vocabulary)
@@ -99,11 +101,11 @@ class TextEncoder(nnx.Module):
           ValueError: if an argument is wrong.
         """
         check_tokens("tokens", tokens)
-        x = embed(self.embedding, tokens, None)
+        x = embed(self.embedding, tokens, self.config.embedding_scale)
         if self.segment_embedding is not None:
             segments = jnp.zeros_like(tokens) if segments is None else segments
             check_tokens("segments", segments)
-            x = x + embed(self.segment_embedding, segments, None)
+            x = x + embed(self.segment_embedding, segments, self.config.embedding_scale)
         elif segments is not None:
             raise ValueError("segments: expected None, for the model has no embedding of segments.")
         mask = as_mask(mask) if lengths is None else as_mask(mask) & Prefix(lengths)

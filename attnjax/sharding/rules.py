@@ -209,6 +209,9 @@ class Rules:
 
 TRANSFORMER = Rules(
     paths=(
+        (r"\bpointer\.(query|key|gate)\.kernel$", ("embed", None)),
+        (r"\b(pointer\.gate|span)\.bias$", (None,)),
+        (r"\bspan\.kernel$", ("embed", None)),
         (r"\bquery\.kernel$", ("embed", "heads", "width")),
         (r"\b(key|value)\.kernel$", ("embed", "kv_heads", "width")),
         (r"\bout\.kernel$", ("heads", "width", "embed")),
@@ -226,6 +229,7 @@ TRANSFORMER = Rules(
         (r"\bpooling\.hidden\.kernel$", ("embed", None)),
         (r"\bpooling\.query$", (None, None)),
         (r"\bembedding$", ("vocab", "embed")),
+        (r"\boutput\.kernel$", ("embed", "vocab")),
     ),
     axes=(
         ("embed", None),
