@@ -12,7 +12,7 @@ from attnjax.nn.blocks import TransformerBlock
 from attnjax.nn.config import TransformerConfig
 from attnjax.nn.inputs import InputPositions
 from attnjax.nn.spreading import place_sequence
-from attnjax.nn.stack import LayerStack
+from attnjax.nn.stack import LayerStack, stacked
 from attnjax.ops.softmax.stats import AttentionStats
 
 
@@ -61,4 +61,4 @@ class Encoder(nnx.Module):
 
         x, found = self.stack.run(layer, x, None)
         x = x if self.norm is None else self.norm(x)
-        return (x, found) if stats else x
+        return (x, stacked(found)) if stats else x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,29 @@ from attnjax.nn.config import TransformerConfig
 from attnjax.sharding.partition import Partition
 
 _POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+@jax.tree_util.register_pytree_node_class
+class PerLayer(tuple):
+    """Arrays of the layers of a list, where scanned layers have one array with one more axis."""
+
+    __slots__ = ()
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        return tuple(self), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, arrays: Iterable[Any]) -> PerLayer:
+        return cls(arrays)
+
+
+def stacked(results: Any) -> Any:
+    """Returns results of layers, of a list or scanned, as arrays stacked on a new first axis."""
+    return _map_layers(lambda x: jnp.stack(x) if isinstance(x, PerLayer) else x, results)
+
+
+def _map_layers(function: Callable[[Any], Any], results: Any) -> Any:
+    return jax.tree.map(function, results, is_leaf=lambda x: isinstance(x, PerLayer))
 
 
 class LayerStack(nnx.Module):
@@ -65,11 +88,11 @@ class LayerStack(nnx.Module):
         Args:
           function: `(layer, x, part) -> (x, result)`.
           x: what goes into the first layer.
-          per_layer: a pytree of arrays that hold one entry per layer on their first axis; each
-            layer gets its part. None if there is nothing.
+          per_layer: a pytree of what `each` gives, of which each layer gets its part. None if there
+            is nothing.
 
         Returns:
-          What came out of the last layer, and the layers' results, stacked on a new first axis.
+          What came out of the last layer, and the layers' results, as `each` gives them.
         """
         if self.scanned:
             step, state = self._pure(self.layers, function)
@@ -78,7 +101,7 @@ class LayerStack(nnx.Module):
             return x, results
         results = []
         for n, layer in enumerate(self.layers):
-            part = jax.tree.map(lambda a, n=n: a[n], per_layer)
+            part = _map_layers(lambda a, n=n: a[n], per_layer)
             if self.remat == "none":
                 x, result = function(layer, x, part)
             else:
@@ -86,15 +109,19 @@ class LayerStack(nnx.Module):
                 x, (rest, result) = step(x, (*state, part))
                 self._keep(layer, rest)
             results.append(result)
-        return x, jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+        return x, _one_by_one(results)
 
     def each(self, function: Callable[[TransformerBlock], Any]) -> Any:
-        """Returns `function(layer)` of every layer, stacked on a new first axis."""
+        """Returns `function(layer)` of every layer.
+
+        Returns:
+          A pytree of arrays: of scanned layers stacked on a new first axis, of a list `PerLayer`,
+          because stacking what a step of decoding changes would copy all of it.
+        """
         if self.scanned:
             graphdef, state = nnx.split(self.layers)
             return jax.vmap(lambda state: function(nnx.merge(graphdef, state)))(state)
-        results = [function(layer) for layer in self.layers]
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+        return _one_by_one([function(layer) for layer in self.layers])
 
     def _pure(self, layers: TransformerBlock, function: Callable[..., Any]) -> Any:
         """Returns the function over the state of a layer, and the state: parameters and the rest.
@@ -123,3 +150,7 @@ class LayerStack(nnx.Module):
     def _keep(layers: TransformerBlock, rest: Any) -> None:
         if rest is not None:
             nnx.update(layers, rest)
+
+
+def _one_by_one(results: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *parts: PerLayer(parts), *results)
