@@ -47,9 +47,11 @@ class SeqModelConfig:
     """What normalises."""
     norm_position: Literal["pre", "post"] = "pre"
     """Whether the input of each sublayer is normalised, or each sum."""
-    tied: Literal["auto", "all", "target", "none"] = "auto"
-    """Which embeddings are one: source, target and output (all), target and output (target);
-    auto: all where the vocabulary is shared, else target."""
+    copy: bool = False
+    """Also copy tokens of the source by a pointer, which needs one vocabulary for both sides."""
+    tied: Literal["auto", "all", "inputs", "target", "none"] = "auto"
+    """Which embeddings are one: source, target and output (all), source and target (inputs), target
+    and output (target); auto: all where the vocabulary is shared, else target."""
     dropout: float = 0.1
     """Dropout on the embeddings, inside the feed-forward layers and after each sublayer."""
     scan_layers: bool = False
@@ -97,6 +99,7 @@ class SeqModelConfig:
             decoder=self._stack(self.decoder_layers, tokens.config.max_target, reads=False),
             tied=tied,
             embedding_scale=self.features**0.5,
+            copy=self.copy,
         )
 
     def _stack(self, layers: int, longest: int, *, reads: bool) -> TransformerConfig:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from attnjax.models import cross_entropy
 from attnjax.models.decode import generate
 from train.common.pair_batches import PairBatches
 from train.common.pair_tokens import PairTokens
@@ -19,6 +20,8 @@ from train.common.task import Batch, Task
 
 Metric = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 """`(outputs, references) -> scores by name`, over a whole split."""
+
+_READ = ("source", "target_in", "target_out", "source_length")
 
 
 def seq_task(
@@ -42,31 +45,32 @@ def seq_task(
         smoothing: share of each target that is spread over the whole vocabulary.
         metric: compares greedy outputs with the references at each evaluation; None leaves it at
             `loss`, nats per token, and `token_accuracy`, which need no decoding.
+
+    Raises:
+        ValueError: label smoothing was asked of a model that copies.
     """
+    if model.copy and smoothing:
+        raise ValueError(
+            "label smoothing and copying do not go together: a share of the target on the whole "
+            f"vocabulary would teach not to copy; expected label_smoothing 0, got {smoothing}"
+        )
 
-    def losses(model: Any, batch: Batch, smoothing: float) -> tuple[jax.Array, jax.Array]:
-        """Summed loss and number of right tokens of each example, `[B]` each."""
-        logits = model(batch["source"], batch["target_in"], source_lengths=batch["source_length"])
-        target = batch["target_out"]
-        inside = jnp.arange(target.shape[1]) < batch["target_length"][:, None]
-        right = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        hits = right >= jnp.max(logits, axis=-1)
-        expected = (1 - smoothing) * right
-        if smoothing:
-            expected += smoothing * jnp.mean(logits, axis=-1)
-        loss = jax.nn.logsumexp(logits, axis=-1) - expected
-        return jnp.sum(loss * inside, axis=1), jnp.sum(hits & inside, axis=1)
+    def loss(net: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if model.copy:
+            surprise = -net.target_logprobs(*(batch[name] for name in _READ))
+        else:
+            surprise = cross_entropy(_logits(net, batch), batch["target_out"], smoothing=smoothing)
+        return jnp.mean(_summed(surprise, batch)) / batches.mean_target, {}
 
-    def loss(model: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        total, hits = losses(model, batch, smoothing)
-        share = jnp.mean(hits / batch["target_length"])
-        return jnp.mean(total) / batches.mean_target, {"token_accuracy": share}
-
-    def predict(model: Any, batch: Batch) -> dict[str, Any]:
-        total, hits = losses(model, batch, 0.0)
-        predicted = {"nll": total, "hits": hits}
+    def predict(net: Any, batch: Batch) -> dict[str, Any]:
+        logits = _logits(net, batch)
+        right = jnp.take_along_axis(logits, batch["target_out"][..., None], axis=-1)[..., 0]
+        predicted = {
+            "nll": _summed(cross_entropy(logits, batch["target_out"]), batch),
+            "hits": _summed(right >= jnp.max(logits, axis=-1), batch),
+        }
         if metric is not None:
-            predicted["output"] = greedy(model, batch, tokens.config.max_target)
+            predicted["output"] = greedy(net, batch, tokens.config.max_target)
         return predicted
 
     def evaluate(results: list[tuple[dict[str, np.ndarray], Batch]]) -> dict[str, float]:
@@ -90,6 +94,16 @@ def seq_task(
         return model.build(tokens, rngs=rngs)
 
     return Task(build_model, loss, predict, evaluate, batches, RULES)
+
+
+def _logits(model: Any, batch: Batch) -> jax.Array:
+    return model(batch["source"], batch["target_in"], source_lengths=batch["source_length"])
+
+
+def _summed(x: jax.Array, batch: Batch) -> jax.Array:
+    """The sum over the tokens of each target, `[B]`."""
+    inside = jnp.arange(x.shape[1]) < batch["target_length"][:, None]
+    return jnp.sum(jnp.where(inside, x, 0), axis=1)
 
 
 def greedy(model: Any, batch: Batch, max_tokens: int) -> jax.Array:
