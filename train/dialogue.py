@@ -3,76 +3,46 @@
 python -m train.dialogue                                  # choose answers, on the builtin data
 python -m train.dialogue --data dialog_babi --data.task 5
 python -m train.dialogue predict RUN_DIR "hello" "i need a room in oslo"
+python -m train.dialogue write --data transcripts.txt     # write answers, from open chat
 python -m train.dialogue evaluate RUN_DIR --split test
 python -m train.dialogue chat RUN_DIR
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
+from attnjax.models.decode import Sampling
 from train.common import cli
 from train.common.config import TrainConfig
-from train.common.dialogue_baseline import DialogueBaseline, likest_turn
-from train.common.dialogue_batches import DialogueBatches, DialogueEncoder, context_of
-from train.common.dialogue_chat import HELP, converse
+from train.common.dialogue_batches import context_of
+from train.common.dialogue_chat import HELP, Answerer, converse
+from train.common.dialogue_choosing import Choose, choose, chooser_task
 from train.common.dialogue_data import DialogueDataConfig
-from train.common.dialogue_models import SelectorConfig
-from train.common.dialogue_outcome import DialogueOutcome, finish, scores_table, seeds_table
-from train.common.dialogue_run import Chooser, save_chooser_side
-from train.common.dialogue_task import selector_task
-from train.common.dialogue_words import DialogueWordsConfig
-from train.common.dialogues import DialogueData, Turn
-from train.common.distributed import is_main, main_first
+from train.common.dialogue_outcome import scores_table
+from train.common.dialogue_pairs import (
+    ChatWriter,
+    DialogueScores,
+    answer_pairs,
+    as_pairs,
+    source_of,
+)
+from train.common.dialogue_run import Chooser
+from train.common.dialogue_writing import Write, write, writer_task
+from train.common.dialogues import Turn
 from train.common.knowledge import KnowledgeBase
-from train.common.loop import run
-from train.common.optim import OptimConfig
 from train.common.rundir import CONFIG
+from train.common.seq_outcome import scores_line, search_notes
+from train.common.seq_run import DecodingConfig, Writer
 from train.common.task import Task
-
-
-@dataclass(frozen=True)
-class Choose:
-    """Trains a model that chooses each answer of a bot among candidates."""
-
-    run_dir: Path = Path("runs/dialogue")
-    """Where everything about the run goes; run the same command again to resume."""
-    data: DialogueDataConfig = field(default_factory=DialogueDataConfig)
-    """The dialogues."""
-    words: DialogueWordsConfig = field(default_factory=DialogueWordsConfig)
-    """How utterances are cut into words."""
-    model: SelectorConfig = field(default_factory=SelectorConfig)
-    """The memory network that reads the dialogue so far."""
-    max_history: int = 256
-    """Only this many utterances and rows are read, the latest; how often some are left is said."""
-    seeds: tuple[int, ...] = ()
-    """Several seeds: one run each, in RUN_DIR/seed-N, then a table of their test results."""
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            epochs=8, batch_size=32, optim=OptimConfig(learning_rate=2e-3)
-        )
-    )
-    """The training loop."""
-
-    def __post_init__(self) -> None:
-        """Rejects what leaves nothing to read."""
-        if self.max_history < 1:
-            raise ValueError(f"max_history must be at least 1, got {self.max_history}")
-
-    def describe(self) -> dict[str, Any]:
-        """What config.json says about the task."""
-        fields = dataclasses.asdict(self)
-        kept = {k: v for k, v in fields.items() if k not in ("run_dir", "train", "seeds")}
-        return {"form": "choose", **kept}
 
 
 @dataclass(frozen=True)
@@ -103,66 +73,12 @@ class Chat:
 
     run_dir: tyro.conf.Positional[Path]
     """A run directory of this program."""
-
-
-def make_encoder(config: Choose, data: DialogueData) -> DialogueEncoder:
-    """Collects the words of the training split."""
-    return DialogueEncoder(config.words.collect(data), config.max_history)
-
-
-def make_task(config: Choose, data: DialogueData, encoder: DialogueEncoder) -> Task:
-    """Puts data, model, loss and metrics together; says what did not fit."""
-    batches = DialogueBatches(data, encoder)
-    if is_main():
-        for note in batches.notes(data):
-            print(f"  {note}", flush=True)
-    return selector_task(config.model, encoder.words, encoder.bags(data.candidates), batches)
-
-
-def train_one(
-    config: Choose, data: DialogueData, baseline: DialogueBaseline | None
-) -> DialogueOutcome | None:
-    """Trains with one seed, measures on the held-out splits and writes the report.
-
-    Args:
-        config: the options.
-        data: the dialogues.
-        baseline: None in a dry run, and in all processes but number 0, which measures and writes.
-
-    Returns:
-        The results; None where there is no baseline.
-    """
-    encoder = make_encoder(config, data)
-    if is_main() and not config.train.dry_run:
-        save_chooser_side(config.run_dir, encoder.words, data)
-    task = make_task(config, data, encoder)
-    result = run(task, config.train, config.run_dir, describe=config.describe())
-    if result is None or baseline is None:
-        return None
-    chooser = Chooser(result.model(), encoder, data.candidates, data.knowledge)
-    return finish(result, chooser, data, baseline, config.model.hops * config.model.heads)
-
-
-def choose(config: Choose) -> None:
-    """Loads the dialogues, trains with each seed, prints the results beside the baseline's."""
-    config.train.distributed.start()
-    say = partial(print, flush=True) if is_main() else lambda text: None
-    with main_first("data"):
-        data = config.data.load()
-    say("\n  ".join([data.summary(), *data.notes]))
-    baseline = likest_turn(data) if is_main() and not config.train.dry_run else None
-    if baseline is not None:
-        say(f"baseline: {baseline.describe()}")
-    outcomes = {}
-    for seed in config.seeds or (config.train.seed,):
-        run_dir = config.run_dir / f"seed-{seed}" if config.seeds else config.run_dir
-        seeded = dataclasses.replace(config.train, seed=seed)
-        one = dataclasses.replace(config, run_dir=run_dir, train=seeded)
-        if (outcome := train_one(one, data, baseline)) is not None:
-            outcomes[seed] = outcome
-            say(outcome.describe())
-    if len(outcomes) > 1:
-        say(seeds_table(outcomes))
+    temperature: float = 0.0
+    """Of written answers: divides the logits; 0 writes the likeliest token each time."""
+    top_p: float | None = None
+    """Of written answers: keeps the fewest of the likeliest tokens that sum to this probability."""
+    seed: int = 0
+    """Of the draws of written answers."""
 
 
 def described(run_dir: Path) -> dict[str, Any]:
@@ -175,39 +91,64 @@ def described(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run directory: it has no {CONFIG}")
     task = json.loads(path.read_text(encoding="utf-8"))["task"]
-    if task.get("form") != "choose":
+    if task.get("form") not in ("choose", "write"):
         raise ValueError(f"{run_dir} is a run of another program, not of dialogue")
     return task
 
 
 def predict(config: Predict) -> None:
-    """Prints the answer to each turn of one dialogue and where the model looked."""
-    chooser = Chooser.load(config.run_dir, described(config.run_dir))
+    """Prints the answer to each turn of one dialogue; of a chosen one, what it looked at."""
+    task = described(config.run_dir)
     turns: list[Turn] = []
-    for user in config.texts or (line.strip() for line in sys.stdin if line.strip()):
+    users = config.texts or (line.strip() for line in sys.stdin if line.strip())
+    if task["form"] == "write":
+        writer = Writer.load(config.run_dir, DecodingConfig(**task["decoding"]))
+        for user in users:
+            source = source_of(context_of(turns, user), task["history"])
+            written = writer.write([source])[0]
+            print(written.as_json() if config.json else written.text, flush=True)
+            turns.append(Turn(user, written.text))
+        return
+    chooser = Chooser.load(config.run_dir, task)
+    for user in users:
         choice = chooser.choose([context_of(turns, user)])[0]
         print(choice.as_json() if config.json else choice.as_text(), flush=True)
         turns.append(Turn(user, choice.answer))
 
 
 def evaluate(config: Evaluate) -> None:
-    """Prints the accuracies on a split."""
+    """Prints the scores of a split."""
     task = described(config.run_dir)
     data = DialogueDataConfig.from_json(task["data"]).load()
     if config.split not in data.splits:
-        raise ValueError(
-            f"{data.origin} has no split {config.split}, only {', '.join(data.splits)}"
-        )
-    chooser = Chooser.load(config.run_dir, task)
-    print(scores_table({config.split: chooser.scores(data.splits[config.split])}))
+        splits = ", ".join(data.splits)
+        raise ValueError(f"{data.origin} has no split {config.split}, only {splits}")
+    if task["form"] == "choose":
+        chooser = Chooser.load(config.run_dir, task)
+        print(scores_table({config.split: chooser.scores(data.splits[config.split])}))
+        return
+    pairs = answer_pairs(data.splits[config.split], task["history"])
+    writer = Writer.load(config.run_dir, DecodingConfig(**task["decoding"]))
+    written = writer.write([pair.source for pair in pairs])
+    scores = DialogueScores()([one.text for one in written], [pair.target for pair in pairs])
+    print(f"{config.split}: {scores_line(scores)}, {len(pairs)} answers")
+    print("\n".join([*DialogueScores().signatures().values(), *search_notes(written)]))
 
 
 def chat(config: Chat) -> None:
     """Talks until the input ends."""
-    chooser = Chooser.load(config.run_dir, described(config.run_dir))
-    knowledge = KnowledgeBase.of(chooser.knowledge) if chooser.knowledge else None
+    task = described(config.run_dir)
+    knowledge = None
+    answerer: Answerer
+    if task["form"] == "choose":
+        answerer = Chooser.load(config.run_dir, task)
+        knowledge = KnowledgeBase.of(answerer.knowledge) if answerer.knowledge else None
+    else:
+        answerer = ChatWriter.load(
+            config.run_dir, task, Sampling(config.temperature, top_p=config.top_p), config.seed
+        )
     print(HELP, flush=True)
-    converse(chooser, _typed(), partial(print, end="", flush=True), knowledge=knowledge)
+    converse(answerer, _typed(), partial(print, end="", flush=True), knowledge=knowledge)
 
 
 def _typed() -> Iterator[str]:
@@ -224,13 +165,18 @@ def _typed() -> Iterator[str]:
 
 def prepare(argv: Sequence[str]) -> tuple[Task, TrainConfig]:
     """What a command line would train, and how; for `python -m attnjax.plan`."""
-    config = cli.parse(Choose, argv, description=__doc__)
-    data = config.data.load()
-    return make_task(config, data, make_encoder(config, data)), config.train
+    name, arguments = _command(argv)
+    if name == "write":
+        writes = cli.parse(Write, arguments, description=__doc__)
+        pairs = as_pairs(writes.data.load(), writes.history)
+        return writer_task(writes, pairs)[0], writes.train
+    config = cli.parse(Choose, arguments, description=__doc__)
+    return chooser_task(config, config.data.load().with_notes())[0], config.train
 
 
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "choose": (Choose, choose),
+    "write": (Write, write),
     "predict": (Predict, predict),
     "evaluate": (Evaluate, evaluate),
     "chat": (Chat, chat),
@@ -239,10 +185,16 @@ COMMANDS: dict[str, tuple[Any, Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names; `choose` where it names none."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "choose"
+    name, arguments = _command(sys.argv[1:] if argv is None else argv)
     config_class, command = COMMANDS[name]
     return cli.guarded(lambda: command(cli.parse(config_class, arguments, description=__doc__)))
+
+
+def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that the first argument names, and the arguments after it."""
+    arguments = list(argv)
+    named = bool(arguments) and arguments[0] in COMMANDS
+    return (arguments.pop(0) if named else "choose"), arguments
 
 
 if __name__ == "__main__":

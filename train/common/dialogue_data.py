@@ -39,7 +39,7 @@ class DialogueDataConfig(DialogueSource):
             from train.common.dialogue_tfds import load_tfds
 
             data = load_tfds(self)
-        return data.limited(self.max_train, seed=self.split_seed).with_notes()
+        return data.limited(self.max_train, seed=self.split_seed)
 
 
 def load_files(config: DialogueSource) -> DialogueData:

@@ -47,7 +47,7 @@ class SelectorConfig:
     """Whether a learned matrix takes the state from each hop to the next."""
     ages: int = 32
     """Distinct ages of utterances; older ones share the last."""
-    hidden_words: float = 0.1
+    hidden_words: float = 0.2
     """Share of the vocabulary that looks unknown in a training example, differently in each, so
     that the model learns to point; equal words can still be seen to be equal."""
 
