@@ -56,7 +56,7 @@ _SKIPPED_SECTIONS = {"references", "examples", "see also"}
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _LIST_ITEM = re.compile(r"([*+-]|#\.|\(?\d+[.)])\s+")
 _FIELD = re.compile(r"^\**[\w`., *]+ : ")
-_SIGNATURE = re.compile(r"[\w.]+\(.*\)")
+SIGNATURE = re.compile(r"[\w.]+\(.*\)")
 _ROLE = re.compile(r":[\w:]+:`([^`]*)`")
 _FOOTNOTE = re.compile(r"\s*\[\w+\]_")
 
@@ -80,12 +80,12 @@ def corpus() -> list[Sentence]:
     kept: list[Sentence] = []
     first_with: dict[str, Sentence] = {}
     ambiguous: set[Sentence] = set()
-    for label, owner, docstring in _documented_objects():
+    for label, owner, docstring in documented_objects():
         name = owner.rpartition(".")[2]
         for text in sentences(docstring):
             sentence = Sentence(text, label, owner)
             # "NAME has experimental support for ..." is one sentence, whatever the name.
-            keys = {_normalised(text), _normalised(text.replace(name, ""))}
+            keys = {normalised(text), normalised(text.replace(name, ""))}
             earlier = {first_with[key] for key in keys if key in first_with}
             first_with |= {key: sentence for key in keys if key not in first_with}
             ambiguous |= {other for other in earlier if other.label != label}
@@ -102,14 +102,14 @@ def split_of(owner: str) -> str:
 
 def sentences(docstring: str) -> Iterator[str]:
     """Yields the sentences of a numpydoc docstring that are prose, by their length."""
-    for paragraph in _paragraphs(docstring):
-        for sentence in _SENTENCE_END.split(_plain(paragraph)):
+    for paragraph in paragraphs(docstring):
+        for sentence in _SENTENCE_END.split(plain(paragraph)):
             words = [word for word in sentence.split() if re.search(r"[^\W\d_]", word)]
-            if MIN_WORDS <= len(words) <= MAX_WORDS and not _SIGNATURE.fullmatch(sentence):
+            if MIN_WORDS <= len(words) <= MAX_WORDS and not SIGNATURE.fullmatch(sentence):
                 yield sentence
 
 
-def _documented_objects() -> Iterator[tuple[str, str, str]]:
+def documented_objects() -> Iterator[tuple[str, str, str]]:
     """Yields (label, owner, docstring), every function, class and method once."""
     seen: set[int] = set()
     with warnings.catch_warnings():
@@ -146,7 +146,7 @@ def _docstrings(thing: Any, name: str) -> Iterator[tuple[str, str]]:
                 yield f"{name}.{method}", inspect.cleandoc(docstring)
 
 
-def _paragraphs(docstring: str) -> Iterator[str]:
+def paragraphs(docstring: str) -> Iterator[str]:
     """Yields prose paragraphs as one line each: no skipped section, heading, field or code."""
     lines = docstring.splitlines()
     underlined = [bool(re.fullmatch(r"\s*[-=~]{3,}\s*", line)) for line in [*lines[1:], ""]]
@@ -175,13 +175,13 @@ def _paragraphs(docstring: str) -> Iterator[str]:
         yield " ".join(block)
 
 
-def _plain(paragraph: str) -> str:
+def plain(paragraph: str) -> str:
     """Strips reStructuredText marks, keeping the words inside."""
     text = _ROLE.sub(r"\1", paragraph)
     text = _FOOTNOTE.sub("", text).replace("`", "").replace("**", "")
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
     """The form in which two sentences count as the same: letters and digits only."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
