@@ -22,18 +22,7 @@ from train.common.squad_scores import (
 
 PIECES = (
     *("a", "an", "the", "The", "AN", "theory", "another", "cat", "Cat", "dog's", "dogs", "50%"),
-    *(
-        "$5.00",
-        "1,000",
-        "1\u20132",
-        "the\u2013end",
-        "naïve",
-        "Straße",
-        "İstanbul",
-        "東京",
-        "the 東京",
-        "a.b",
-    ),
+    *("$5.00", "1,000", "1\u20132", "the\u2013end", "naïve", "Straße", "İstanbul", "東京", "a.b"),
     *("e\u0301te\u0301", "\u00a0x", "“quoted”", "'quoted'", "-", ".", "a-", "_", "under_score"),
     *("\u2003wide", "x\ty", "new\nline", "U.S.", "theUS", "anna", "\u2019s", "ª", "ǅ", "٣", "²"),
 )
