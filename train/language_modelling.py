@@ -60,8 +60,8 @@ class Config:
     """Several seeds: one run each, in RUN_DIR/seed-N, then a table of their results."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=12,
-            batch_size=16,
+            epochs=6,
+            batch_size=4,
             eval_batch_size=32,
             select_metric="bits_per_byte",
             select_mode="min",
@@ -202,9 +202,10 @@ def train(config: Config) -> None:
         run_dir = config.run_dir / f"seed-{seed}"
         train_config = dataclasses.replace(config.train, seed=seed)
         one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
-        outcomes[seed] = train_one(one, data, baseline)
-    if is_main():
-        say(seeds_table({seed: outcome for seed, outcome in outcomes.items() if outcome}))
+        if (outcome := train_one(one, data, baseline)) is not None:
+            outcomes[seed] = outcome
+    if outcomes:
+        say(seeds_table(outcomes))
 
 
 def sample(config: Sample) -> None:

@@ -15,7 +15,7 @@ from train.common.documents import Documents
 from train.common.lm_batches import LmBatches, packed
 from train.common.lm_models import LmModelConfig
 from train.common.lm_packing import Piece, joined, pack, pieces
-from train.common.lm_task import text_metrics, token_losses
+from train.common.lm_task import text_metrics, target_nats
 from train.common.lm_tokenise import BOUNDARY, CODE_POINTS, LmTokeniserConfig
 
 LENGTH = 8
@@ -142,7 +142,7 @@ def test_no_document_sees_another(model: nnx.Module) -> None:
 
     def losses(*documents: np.ndarray) -> np.ndarray:
         stream = joined(documents)
-        return np.asarray(token_losses(model, packed(stream, [pieces(stream, LENGTH)], LENGTH)))[0]
+        return np.asarray(target_nats(model, packed(stream, [pieces(stream, LENGTH)], LENGTH)))[0]
 
     together, changed, alone = losses(first, second), losses(other, second), losses(second)
     np.testing.assert_allclose(together[4:7], alone[:3], rtol=1e-5)

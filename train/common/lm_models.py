@@ -20,7 +20,7 @@ class LmModelConfig:
         ValueError: a size or a rate is out of range.
     """
 
-    features: int = 192
+    features: int = 128
     """Width of the model."""
     layers: int = 4
     """Transformer layers."""

@@ -20,7 +20,7 @@ from train.common.documents import Documents
 from train.common.lm_batches import LmBatches, packed
 from train.common.lm_models import LmModelConfig
 from train.common.lm_packing import joined, pieces
-from train.common.lm_task import ARRAYS, surprise, text_metrics, token_losses
+from train.common.lm_task import ARRAYS, surprise, target_nats, text_metrics
 from train.common.lm_tokenise import BOUNDARY, LmTokeniser
 from train.common.result import Which, load_model
 from train.common.rundir import CONFIG
@@ -54,7 +54,7 @@ class Language:
         self._model: Any = model
         self._tokeniser, self._length = tokeniser, length
         graph, state = nnx.split(model)
-        losses = jax.jit(lambda state, batch: token_losses(nnx.merge(graph, state), batch))
+        losses = jax.jit(lambda state, batch: target_nats(nnx.merge(graph, state), batch))
         self._losses = lambda batch: np.asarray(losses(state, {k: batch[k] for k in ARRAYS}))
 
     @classmethod

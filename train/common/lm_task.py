@@ -9,21 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from attnjax import Segments
+from attnjax.models import token_losses
 from train.common.lm_batches import LmBatches
 from train.common.lm_tokenise import CODE_POINTS, UNKNOWN
 from train.common.seq_models import RULES
 from train.common.task import Batch, Task
 
 ARRAYS = ("tokens", "targets", "segments", "positions")
-"""What `token_losses` takes of a batch."""
+"""What `target_nats` takes of a batch."""
 
 
-def token_losses(model: Any, batch: Batch) -> jax.Array:
-    """The loss of each target in nats, 0 on padding.
+def target_nats(model: Any, batch: Batch) -> jax.Array:
+    """What each target took in nats, 0 on padding.
 
     Args:
         model: a `LanguageModel`.
@@ -32,12 +32,13 @@ def token_losses(model: Any, batch: Batch) -> jax.Array:
     Returns:
         float32 `[B, T]`.
     """
-    logits = model(batch["tokens"], mask=Segments(batch["segments"]), positions=batch["positions"])
-    return jnp.where(
-        batch["segments"] > 0,
-        optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]),
-        0.0,
+    hidden = model.hidden(
+        batch["tokens"], mask=Segments(batch["segments"]), positions=batch["positions"]
     )
+    nats = token_losses(
+        model.logits, hidden, batch["targets"], partition=model.decoder.stack.partition
+    )
+    return jnp.where(batch["segments"] > 0, nats, 0.0)
 
 
 def lm_task(build_model: Callable[[nnx.Rngs], nnx.Module], batches: LmBatches) -> Task:
@@ -45,11 +46,11 @@ def lm_task(build_model: Callable[[nnx.Rngs], nnx.Module], batches: LmBatches) -
 
     def loss(model: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         # A row counts by its targets: rows are not all full.
-        mean = jnp.sum(token_losses(model, batch)) / jnp.sum(batch["weight"])
+        mean = jnp.sum(target_nats(model, batch)) / jnp.sum(batch["weight"])
         return mean, {}
 
     def predict(model: Any, batch: Batch) -> dict[str, jax.Array]:
-        return {"nats": jnp.sum(token_losses(model, batch), axis=1)}
+        return {"nats": jnp.sum(target_nats(model, batch), axis=1)}
 
     return Task(build_model, loss, predict, text_metrics, batches, RULES)
 
