@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from attnjax.masks import Prefix
-from attnjax.models.losses import BLOCK, token_losses
-from attnjax.models.pointer import Pointer, SourceKeys
-from attnjax.models.vocabulary import (
-    build_embedding,
-    build_output,
-    check_tokens,
-    check_vocabulary,
-    embed,
-    project,
-)
+from attnjax.models.pointer import SourceKeys
+from attnjax.models.source_to_target import SourceToTarget, Tied, check_vocabularies
 from attnjax.nn import Decoder, DecoderCache, Encoder, TransformerConfig
 from attnjax.nn.cache import check_examples, taken
-
-Tied = Literal["all", "inputs", "target", "none"]
+from attnjax.sharding.partition import Partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +48,7 @@ class Seq2SeqConfig:
     copy: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("source_vocabulary", "target_vocabulary"):
-            check_vocabulary(f"Seq2SeqConfig.{name}", getattr(self, name))
-        check_shared(self)
+        check_vocabularies(self)
         if self.encoder.features != self.decoder.features:
             raise ValueError(
                 f"Seq2SeqConfig.decoder.features: expected {self.encoder.features}, the encoder's, "
@@ -73,27 +62,6 @@ class Seq2SeqConfig:
           rngs: for the parameters, and the stream `dropout`.
         """
         return Seq2Seq(self, rngs=rngs)
-
-
-def check_shared(config: Any) -> None:
-    """Raises ValueError unless a config's two vocabularies allow its `tied` and its `copy`."""
-    owner = type(config).__name__
-    if config.tied not in get_args(Tied):
-        raise ValueError(
-            f"{owner}.tied: expected one of {', '.join(get_args(Tied))}; got {config.tied!r}."
-        )
-    if config.source_vocabulary == config.target_vocabulary:
-        return
-    sizes = f"{config.source_vocabulary} and {config.target_vocabulary} tokens"
-    if config.tied in ("all", "inputs"):
-        raise ValueError(
-            f"{owner}.tied: {config.tied!r} needs one vocabulary for source and target, got "
-            f"{sizes}. Choose 'target' or 'none'."
-        )
-    if config.copy:
-        raise ValueError(
-            f"{owner}.copy: copying needs one vocabulary for source and target, got {sizes}."
-        )
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +109,7 @@ class Seq2SeqCache:
         )
 
 
-class Seq2Seq(nnx.Module):
+class Seq2Seq(SourceToTarget):
     """A Transformer that reads a source and writes a target.
 
     Source: Vaswani et al., "Attention Is All You Need" (2017).
@@ -152,115 +120,18 @@ class Seq2Seq(nnx.Module):
     """
 
     def __init__(self, config: Seq2SeqConfig, *, rngs: nnx.Rngs) -> None:
+        precision = config.decoder.attention.precision
+        super().__init__(config, config.encoder, config.decoder, precision=precision, rngs=rngs)
         self.config = config
-        self.embedding = build_embedding(config.target_vocabulary, config.decoder, rngs=rngs)
-        self.source_embedding = (
-            None
-            if config.tied in ("all", "inputs")
-            else build_embedding(config.source_vocabulary, config.encoder, rngs=rngs)
-        )
         self.encoder = Encoder(config.encoder, rngs=rngs)
         self.decoder = Decoder(config.decoder, cross=True, rngs=rngs)
-        self.output = (
-            build_output(config.target_vocabulary, config.decoder, rngs=rngs)
-            if config.tied in ("inputs", "none")
-            else None
-        )
-        self.pointer = (
-            Pointer(
-                config.decoder.features,
-                dtype=config.decoder.dtype,
-                param_dtype=config.decoder.param_dtype,
-                rngs=rngs,
-            )
-            if config.copy
-            else None
-        )
-
-    def __call__(
-        self,
-        source: Int[Array, "B S"],
-        target: Int[Array, "B T"],
-        *,
-        source_lengths: Int[Array, "B"],
-    ) -> Float[Array, "B T V"]:
-        """Computes the logits of what follows each target token.
-
-        Args:
-          source: source tokens, padded on the right.
-          target: target tokens, the begin token first.
-          source_lengths: number of tokens of each source.
-
-        Returns:
-          float32; if the model copies, the logarithm of the mixture's probabilities.
-
-        Raises:
-          ValueError: if an argument is wrong.
-        """
-        memory = self.encode(source, source_lengths)
-        hidden = self._hidden(target, memory, source_lengths)
-        if self.pointer is None:
-            return self.logits(hidden)
-        keys = self.pointer.read(memory, source, source_lengths)
-        return self.pointer.logprobs(hidden, self.logits(hidden), keys)
-
-    def target_logprobs(
-        self,
-        source: Int[Array, "B S"],
-        inputs: Int[Array, "B T"],
-        targets: Int[Array, "B T"],
-        source_lengths: Int[Array, "B"],
-        *,
-        block: int = BLOCK,
-    ) -> Float[Array, "B T"]:
-        """Returns the log-probability of each target, without all logits or weights at once.
-
-        Args:
-          source: source tokens, padded on the right.
-          inputs: target tokens, the begin token first.
-          targets: what follows each of them.
-          source_lengths: number of tokens of each source.
-          block: positions whose logits are held at a time.
-
-        Returns:
-          float32.
-
-        Raises:
-          ValueError: if an argument is wrong.
-        """
-        memory = self.encode(source, source_lengths)
-        hidden = self._hidden(inputs, memory, source_lengths)
-        partition = self.decoder.stack.partition
-        losses = token_losses(self.logits, hidden, targets, block=block, partition=partition)
-        if self.pointer is None:
-            return -losses
-        keys = self.pointer.read(memory, source, source_lengths)
-        return self.pointer.target_logprobs(hidden, -losses, targets, keys)
-
-    def encode(
-        self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"]
-    ) -> Float[Array, "B S F"]:
-        """Reads the source.
-
-        Args:
-          source: source tokens, padded on the right.
-          source_lengths: number of tokens of each source.
-
-        Raises:
-          ValueError: if an argument is wrong.
-        """
-        check_source(source, source_lengths)
-        table = self.embedding if self.source_embedding is None else self.source_embedding
-        x = embed(table, source, self.config.embedding_scale)
-        memory: Any = self.encoder(x, mask=Prefix(source_lengths))
-        return memory
 
     def logits(self, hidden: Float[Array, "*B F"]) -> Float[Array, "*B V"]:
         """Returns what the vocabulary says, float32, before any mixture with a pointer's."""
-        output = self.embedding if self.output is None else self.output
         scale = self.config.logit_scale
-        hidden = hidden if scale is None else hidden * jnp.asarray(scale, hidden.dtype)
-        return project(hidden, output, self.config.decoder.attention.precision)
+        return super().logits(
+            hidden if scale is None else hidden * jnp.asarray(scale, hidden.dtype)
+        )
 
     def init_cache(
         self,
@@ -285,11 +156,12 @@ class Seq2Seq(nnx.Module):
           ValueError: if an argument is wrong.
         """
         memory = self.encode(source, source_lengths)
-        cache = self.decoder.init_cache(source.shape[0], capacity, memory=memory, dtype=dtype)
-        pointer = self.pointer
-        keys = None if pointer is None else pointer.read(memory, source, source_lengths)
-        looked = jnp.zeros(source.shape, jnp.float32) if attention else None
-        return Seq2SeqCache(cache, jnp.asarray(source_lengths), keys, looked)
+        return Seq2SeqCache(
+            self.decoder.init_cache(source.shape[0], capacity, memory=memory, dtype=dtype),
+            jnp.asarray(source_lengths),
+            self._source_keys(memory, source, source_lengths),
+            jnp.zeros(source.shape, jnp.float32) if attention else None,
+        )
 
     def decode(self, tokens: Int[Array, "B T"], cache: Seq2SeqCache) -> tuple[Array, Seq2SeqCache]:
         """Reads the next T target tokens; the result equals that of the full pass.
@@ -312,27 +184,17 @@ class Seq2Seq(nnx.Module):
             memory_weights=cache.attention is not None,
         )
         attention = weights[0][-1] if weights else None
-        logits = self.logits(hidden)
-        if self.pointer is not None:
-            assert cache.source is not None
-            logits = self.pointer.logprobs(hidden, logits, cache.source)
-        return logits, dataclasses.replace(cache, decoder=decoder, attention=attention)
+        predicted = self._predicted(hidden, cache.source)
+        return predicted, dataclasses.replace(cache, decoder=decoder, attention=attention)
 
-    def _hidden(self, target: Array, memory: Array, source_lengths: Array) -> Array:
-        hidden: Any = self.decoder(self._embed(target), memory, memory_mask=Prefix(source_lengths))
+    @property
+    def _target_partition(self) -> Partition | None:
+        return self.decoder.stack.partition
+
+    def _read(self, x: Array, lengths: Array) -> Float[Array, "B S F"]:
+        memory: Any = self.encoder(x, mask=Prefix(lengths))
+        return memory
+
+    def _write(self, x: Array, memory: Array, lengths: Array) -> Float[Array, "B T F"]:
+        hidden: Any = self.decoder(x, memory, memory_mask=Prefix(lengths))
         return hidden
-
-    def _embed(self, target: Array) -> Array:
-        check_tokens("target", target)
-        return embed(self.embedding, target, self.config.embedding_scale)
-
-
-def check_source(source: Any, lengths: Any) -> None:
-    """Raises ValueError unless there are integers `[B, S]` and a length for each row."""
-    check_tokens("source", source)
-    shape = jnp.shape(lengths)
-    if shape != source.shape[:1] or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
-        raise ValueError(
-            f"source_lengths: expected integers [B={source.shape[0]}], got shape {shape}, dtype "
-            f"{jnp.result_type(lengths)}."
-        )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from attnjax.nn import TransformerConfig
+
+class Width(Protocol):
+    """What a config says about the vectors that its module takes and gives."""
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def param_dtype(self) -> Any: ...
 
 
 def check_vocabulary(name: str, size: int) -> None:
@@ -28,14 +37,14 @@ def check_tokens(name: str, tokens: Any) -> None:
         )
 
 
-def build_embedding(vocabulary: int, config: TransformerConfig, *, rngs: nnx.Rngs) -> nnx.Embed:
+def build_embedding(vocabulary: int, config: Width, *, rngs: nnx.Rngs) -> nnx.Embed:
     """Returns a table of token vectors, for a stack of that config."""
     return nnx.Embed(
         vocabulary, config.features, dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs
     )
 
 
-def build_output(vocabulary: int, config: TransformerConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
+def build_output(vocabulary: int, config: Width, *, rngs: nnx.Rngs) -> nnx.Linear:
     """Returns an output matrix of its own, for what is not tied to an embedding."""
     return nnx.Linear(
         config.features,
