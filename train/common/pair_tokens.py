@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import tyro
 
 from train.common.files import sha256_json
 from train.common.seq_tokenise import BEGIN_ID, END_ID, SeqTokeniser, SeqTokeniserConfig
@@ -34,7 +35,9 @@ class PairTokensConfig:
         ValueError: a size is out of range.
     """
 
-    tokens: SeqTokeniserConfig = field(default_factory=SeqTokeniserConfig)
+    tokens: Annotated[SeqTokeniserConfig, tyro.conf.arg(name="")] = field(
+        default_factory=SeqTokeniserConfig
+    )
     """How texts are cut into tokens."""
     joint: bool = True
     """One vocabulary for both sides; otherwise each has one of its own, of the same size."""
