@@ -91,6 +91,11 @@ class TransformerConfig:
                     f"TransformerConfig.{name}: expected one of {', '.join(known)}; "
                     f"got {getattr(self, name)!r}."
                 )
+        if not self.norm_epsilon > 0:
+            raise ValueError(
+                "TransformerConfig.norm_epsilon: expected a positive number, got "
+                f"{self.norm_epsilon!r}."
+            )
         if self.attention_layers is not None:
             self._check_layers(self.attention_layers)
         if self.shared_position and not isinstance(self.attention.position, RelativeBias):

@@ -11,15 +11,17 @@ from attnjax.nn import FeedForward
 B, T, F, HIDDEN = 2, 3, 5, 7
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_exact", "relu", "swiglu", "geglu"])
 def test_equals_its_formula(activation):
     layer = FeedForward(F, HIDDEN, activation=activation, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (B, T, F))
     up = x @ layer.up.kernel[...]
     hidden = {
         "gelu": lambda: jax.nn.gelu(up),
+        "gelu_exact": lambda: up * jax.scipy.stats.norm.cdf(up),
         "relu": lambda: jnp.maximum(up, 0),
         "swiglu": lambda: jax.nn.silu(x @ layer.gate.kernel[...]) * up,
+        "geglu": lambda: jax.nn.gelu(x @ layer.gate.kernel[...]) * up,
     }[activation]()
     np.testing.assert_allclose(layer(x), hidden @ layer.down.kernel[...], rtol=1e-5, atol=1e-5)
 
@@ -45,5 +47,5 @@ def test_options_reach_the_parts():
 
 
 def test_refuses_unknown_activations():
-    with pytest.raises(ValueError, match="activation: expected one of gelu, relu, swiglu; got"):
+    with pytest.raises(ValueError, match="activation: expected one of gelu, .*swiglu, geglu; got"):
         FeedForward(F, HIDDEN, activation="tanh", rngs=nnx.Rngs(0))

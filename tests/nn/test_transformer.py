@@ -293,7 +293,7 @@ def _block(cross):
     ("build", "message"),
     [
         (lambda: _config(num_layers=0), "num_layers: expected at least 1, got 0"),
-        (lambda: _config(norm="batch"), "norm: expected one of layer, rms; got 'batch'"),
+        (lambda: _config(norm="batch"), "norm: expected one of layer, rms, rms_offset; got"),
         (lambda: _config(norm_position="mid"), "norm_position: expected one of pre, post, both"),
         (lambda: _config(remat="some"), "remat: expected one of none, full, dots"),
         (lambda: _block(True)(jnp.ones((B, T, F))), "memory: expected what the cross-attention"),
