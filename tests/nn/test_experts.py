@@ -20,6 +20,11 @@ def _layer(**options):
     return layer
 
 
+@nnx.jit
+def _run(layer, x):
+    return layer(x)
+
+
 def _loop(layer, x):
     """One position and one expert after the other, in float64."""
     weights = {
@@ -50,25 +55,26 @@ def _around(limit):
 @pytest.mark.parametrize("options", [{}, {"alpha": 1.7, "shift": 1.0, "limit": 0.5}])
 def test_equals_a_loop(options):
     layer, x = _layer(**options), 2 * jax.random.normal(jax.random.key(9), (B, T, F))
-    np.testing.assert_allclose(layer(x), _loop(layer, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_run(layer, x), _loop(layer, x), rtol=1e-4, atol=1e-5)
 
 
 def test_all_positions_may_choose_the_same_experts():
     layer, x = _layer(), jax.random.normal(jax.random.key(9), (B, T, F))
     layer.router.bias[...] = jnp.array([100.0, 0.0, 0.0, 50.0])
-    np.testing.assert_allclose(layer(x), _loop(layer, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_run(layer, x), _loop(layer, x), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_the_chosen_experts_only():
     layer, x = _layer(), jax.random.normal(jax.random.key(9), (B, T, F))
     layer.router.bias[...] = jnp.array([100.0, 0.0, 0.0, 99.0])
-    grads = nnx.grad(lambda layer: jnp.sum(layer(x) ** 2))(layer)
+    grads = nnx.jit(nnx.grad(lambda layer: jnp.sum(layer(x) ** 2)))(layer)
     for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"):
         size = np.abs(grads[name][...]).reshape(EXPERTS, -1).sum(-1)
         assert np.all(size[[0, 3]] > 0) and np.all(size[[1, 2]] == 0), name
     assert np.all(np.abs(grads["router"]["kernel"][...][:, [0, 3]]) > 0)
 
 
+@pytest.mark.slow
 def test_a_stack_is_scanned_with_experts():
     config = TransformerConfig(
         F, 1, 2, hidden=HIDDEN, experts=ExpertOptions(3, 1), use_bias=False, scan_layers=True

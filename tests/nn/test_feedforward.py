@@ -47,5 +47,5 @@ def test_options_reach_the_parts():
 
 
 def test_refuses_unknown_activations():
-    with pytest.raises(ValueError, match="activation: expected one of gelu, .*swiglu, geglu; got"):
+    with pytest.raises(ValueError, match=r"activation: expected one of gelu, .*swiglu, geglu; got"):
         FeedForward(F, HIDDEN, activation="tanh", rngs=nnx.Rngs(0))

@@ -41,27 +41,27 @@ def test_llama3_slows_the_long_waves():
 @pytest.mark.parametrize("truncate", [True, False])
 def test_yarn_slows_the_waves_that_turn_seldom(truncate):
     rotary = yarn_rotary(
-        factor=FACTOR, original_length=LENGTH, base=BASE, fast=6.0, slow=1.0, truncate=truncate
+        factor=FACTOR, original_length=LENGTH, base=BASE, fast=3.0, slow=1.0, truncate=truncate
     )
 
     def index(turns):
         return WIDTH * math.log(LENGTH / (2 * math.pi * turns)) / (2 * math.log(BASE))
 
-    low, high = index(6.0), index(1.0)
+    low, high = index(3.0), index(1.0)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     slowed = np.clip((np.arange(WIDTH // 2) - low) / (high - low), 0, 1)
     got, size = _frequencies(rotary)
     np.testing.assert_allclose(got, PLAIN * (1 - slowed) + PLAIN / FACTOR * slowed, rtol=1e-5)
     np.testing.assert_allclose(size, 0.1 * math.log(FACTOR) + 1, rtol=1e-5)
-    assert 0 < low and slowed[0] == 0 and slowed[-1] == 1  # both ends are met
+    assert low > 0 and slowed[0] == 0 and slowed[-1] == 1  # both ends are met
 
 
 def test_magnitude_leaves_the_rest_of_the_head():
     x = jax.random.normal(jax.random.key(0), (1, 3, 2, 6))
     plain = Rotary(fraction=0.5).rotate(x, jnp.arange(3))
     loud = Rotary(fraction=0.5, magnitude=3.0).rotate(x, jnp.arange(3))
-    np.testing.assert_allclose(loud[..., :2], 3 * plain[..., :2], rtol=1e-6)
+    np.testing.assert_allclose(loud[..., :2], 3 * plain[..., :2], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(loud[..., 2:], x[..., 2:])
 
 

@@ -59,7 +59,8 @@ def test_way_back(saved, tmp_path):
     assert (tmp_path / "ours" / "model.safetensors.index.json").exists()
     np.testing.assert_array_equal(theirs.compute(theirs.load(name, tmp_path / "ours"), name), want)
     again, _ = load(tmp_path / "ours")
-    for first, second in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, again)), strict=True):
+    states = (jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (model, again))
+    for first, second in zip(*states, strict=True):
         np.testing.assert_array_equal(first, second)
     one, two = (json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "ours"))
     assert one == two
@@ -140,7 +141,9 @@ def test_pooled(saved):
 def test_bfloat16(name, tmp_path):
     theirs.make(name).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
     model, config = load(tmp_path / "theirs")
-    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.bfloat16}
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
+        jnp.dtype(jnp.bfloat16)
+    }
     wide, _ = load(tmp_path / "theirs", param_dtype=jnp.float32)
     want = theirs.compute(theirs.load(name, tmp_path / "theirs", dtype=torch.float32), name)
     np.testing.assert_allclose(np.asarray(tiny.compute(wide, name)), want, **CLOSE)
