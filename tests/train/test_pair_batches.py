@@ -14,7 +14,9 @@ from train.common.seq_tokenise import BEGIN_ID, END_ID, PAD_ID, SeqTokeniserConf
 from train.common.text_pairs import Pair, TextPairs
 
 
-def make(train: int = 300, too_long: str = "skip", max_target: int = 24) -> PairBatches:
+def make(
+    train: int = 300, too_long: str = "skip", max_target: int = 24, *, start: int = 0
+) -> PairBatches:
     def some(count: int, start: int) -> tuple[Pair, ...]:
         # Pair i repeats the word i, a different number of times on either side.
         return tuple(
@@ -23,7 +25,7 @@ def make(train: int = 300, too_long: str = "skip", max_target: int = 24) -> Pair
         )
 
     data = TextPairs(
-        {"train": some(train, 0), "validation": some(7, 0), "test": some(9, 20)}, "numbers"
+        {"train": some(train, start), "validation": some(7, 0), "test": some(9, 20)}, "numbers"
     )
     tokens = PairTokensConfig(
         SeqTokeniserConfig(kind="word"), max_source=32, max_target=max_target, too_long=too_long
@@ -95,8 +97,8 @@ def test_long_pairs_are_left_out_or_cut_and_counted() -> None:
     assert cuts.notes()[0].startswith(f"cut {too_long} train pairs")
     assert skips.notes()[1] == cuts.notes()[1] and "cut 2 validation pairs" in skips.notes()[1]
     assert max(batch["target_length"].max() for batch in first(cuts, 40)) == 20
-    with pytest.raises(ValueError, match="all 300 training pairs are longer"):
-        make(max_target=2)
+    with pytest.raises(ValueError, match="all 5 training pairs are longer than max_source=32"):
+        make(5, max_target=4, start=1)
 
 
 def test_mean_target_is_over_the_training_pairs_that_stay() -> None:

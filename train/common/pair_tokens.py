@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 
 from train.common.files import sha256_json
+from train.common.rundir import CONFIG
 from train.common.seq_tokenise import BEGIN_ID, END_ID, SeqTokeniser, SeqTokeniserConfig
 from train.common.text_pairs import TextPairs
 
@@ -113,8 +114,11 @@ class PairTokens:
         ]
 
     def save(self, run_dir: Path) -> None:
-        """Writes the tokenisers into a run directory that does not have them yet."""
-        if not (run_dir / TARGET_FILE).exists():
+        """Writes the tokenisers into a run directory that no run has claimed yet.
+
+        One that was given up before, by a run of another data set perhaps, may hold other ones.
+        """
+        if not (run_dir / CONFIG).exists():
             run_dir.mkdir(parents=True, exist_ok=True)
             self.source.save(run_dir / SOURCE_FILE)
             self.target.save(run_dir / TARGET_FILE)

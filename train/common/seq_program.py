@@ -163,6 +163,7 @@ class SeqProgram(Generic[C]):
         baseline = self.baseline(data, self.scorer(data)) if is_main() else None
         if baseline is not None:
             say(f"baseline, {baseline.describe()}")
+            _check_selection(config.train, baseline)
         if not config.seeds:
             if (outcome := self._train_one(config, data, baseline)) is not None:
                 say(outcome.describe())
@@ -208,7 +209,8 @@ class SeqProgram(Generic[C]):
         task, batches = self._task(config, data, tokens)
         if is_main():
             tokens.save(config.run_dir)
-            print("\n".join(batches.notes()), flush=True)
+            for note in batches.notes():
+                print(f"  {note}", flush=True)
         result = run(task, config.train, config.run_dir, describe=config.describe())
         assert result is not None  # only a dry run has none
         if baseline is None:
@@ -222,6 +224,21 @@ class SeqProgram(Generic[C]):
             self.scorer(data),
             title=self.title,
             notes=batches.notes(),
+        )
+
+
+def _check_selection(train: TrainConfig, baseline: SeqBaseline) -> None:
+    """Refuses a run that could not tell its best checkpoint, before it begins."""
+    known = {"loss": "min", "token_accuracy": "max"} | dict.fromkeys(baseline.test, "max")
+    mode = known.get(train.select_metric)
+    if mode is None:
+        raise ValueError(
+            f"select_metric must be one of {', '.join(sorted(known))}, got {train.select_metric!r}"
+        )
+    if mode != train.select_mode:
+        raise ValueError(
+            f"the best {train.select_metric} is its {mode}: expected select_mode {mode}, got "
+            f"{train.select_mode}"
         )
 
 

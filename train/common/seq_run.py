@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from attnjax.models.decode import beam_search
+from attnjax.models.decode import beam_search, generate
 from train.common.pair_batches import COARSE, padded, width
 from train.common.pair_tokens import TARGET_FILE, PairTokens, PairTokensConfig
 from train.common.result import Which, load_model
@@ -163,6 +163,11 @@ def _search(
     model: Any = nnx.merge(graph, state)
     cache = model.init_cache(source, lengths, limit, attention=decoding.coverage_penalty > 0)
     begin = jnp.full((source.shape[0], 1), BEGIN_ID, jnp.int32)
+    if decoding.beams == 1 and not decoding.coverage_penalty:
+        # Unlike a search with one beam, which looks for the best place to end.
+        one = generate(model.decode, cache, begin, max_tokens=limit, end=END_ID, pad=PAD_ID)
+        length = one.lengths + one.ended
+        return one.tokens, one.logprobs / ((5 + length) / 6) ** decoding.length_penalty, one.ended
     found = beam_search(
         model.decode,
         cache,
