@@ -1,4 +1,4 @@
-"""BERT: the encoder alone, or with the head that fills in masked tokens."""
+"""BERT: the encoder alone, or with the head that fills in masked tokens or finds spans."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from attnjax.models.pretrained.fields import DROPOUTS, IRRELEVANT, Fields
 from attnjax.models.pretrained.layout import Build, Layout, Tensors
 from attnjax.models.pretrained.rules import Rule, head_bias, heads, merged_heads, same, transposed
+from attnjax.models.span import SpanModelConfig
 from attnjax.models.text_encoder import MaskedLanguageModelConfig, TextEncoderConfig
 from attnjax.nn import AttentionOptions, LearnedPositions, TransformerConfig
 
@@ -26,9 +27,10 @@ _UNUSED = (r"(bert\.)?embeddings\.position_ids", r"cls\.seq_relationship\..*")
 
 
 def bert(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
-    """Describes a BERT model: `BertModel` or `BertForMaskedLM`."""
-    masked = (fields.get("architectures") or [None])[0] == "BertForMaskedLM"
+    """Describes a BERT model: its encoder, alone or under the head for masked tokens or spans."""
+    head = _HEADS.get((fields.get("architectures") or [""])[0])
     fields.only("position_embedding_type", "absolute")
+    fields.only("tie_word_embeddings", True)
     options = AttentionOptions(
         position=LearnedPositions(fields.size("max_position_embeddings", 512)), key_bias=True
     )
@@ -44,18 +46,17 @@ def bert(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
         attention=options,
         **build.options(),
     )
-    pooler = not masked and (tensors is None or any("pooler.dense" in name for name in tensors))
-    text = TextEncoderConfig(
-        fields.size("vocab_size"),
-        encoder,
-        segments=fields.size("type_vocab_size", 2),
-        pooler=pooler,
-    )
-    fields.only("tie_word_embeddings", True)
+    vocabulary, segments = fields.size("vocab_size"), fields.size("type_vocab_size", 2)
     fields.finish(IRRELEVANT, DROPOUTS, _POOLER)
-    if not masked:
-        rules = _text_rules(text, "", "")
-        return Layout(text, rules, ignored=(*_UNUSED, r"cls\..*"), rename=_bare)
+    if head is not None:
+        return head(TextEncoderConfig(vocabulary, encoder, segments))
+    pooler = tensors is None or any("pooler.dense" in name for name in tensors)
+    text = TextEncoderConfig(vocabulary, encoder, segments, pooler=pooler)
+    other_heads = (r"cls\..*", r"qa_outputs\..*")
+    return Layout(text, _text_rules(text, "", ""), ignored=(*_UNUSED, *other_heads), rename=_bare)
+
+
+def _masked(text: TextEncoderConfig) -> Layout:
     head = "cls.predictions"
     rules = (
         *_text_rules(text, "bert.", "text."),
@@ -71,6 +72,20 @@ def bert(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
     }
     ignored = (*_UNUSED, r"bert\.pooler\..*")
     return Layout(MaskedLanguageModelConfig(text), rules, copies, ignored, _modern)
+
+
+def _span(text: TextEncoderConfig) -> Layout:
+    rules = (
+        *_text_rules(text, "bert.", "text."),
+        transposed("qa_outputs.weight", "span.kernel"),
+        same("qa_outputs.bias", "span.bias"),
+    )
+    model = SpanModelConfig(text.vocabulary, text.encoder, segments=text.segments)
+    ignored = (*_UNUSED, r"bert\.pooler\..*", r"cls\..*")
+    return Layout(model, rules, ignored=ignored, rename=_modern)
+
+
+_HEADS = {"BertForMaskedLM": _masked, "BertForQuestionAnswering": _span}
 
 
 def _modern(name: str) -> str:

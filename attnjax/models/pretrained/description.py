@@ -31,7 +31,7 @@ class _Type:
 
 
 _TYPES = {
-    "bert": _Type(("BertModel", "BertForMaskedLM"), bert),
+    "bert": _Type(("BertModel", "BertForMaskedLM", "BertForQuestionAnswering"), bert),
     "gemma": _Type(("GemmaForCausalLM",), gemma),
     "gemma2": _Type(("Gemma2ForCausalLM",), gemma2),
     "gemma3_text": _Type(("Gemma3ForCausalLM",), gemma3),

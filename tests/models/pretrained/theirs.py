@@ -45,6 +45,8 @@ def compute(model, name):
             out = model(input_ids=ids, attention_mask=padding, token_type_ids=kinds)
         else:
             out = model(input_ids=ids)
+    if name == "bert-span":
+        return torch.stack((out.start_logits, out.end_logits), dim=-1).numpy()
     return (out.last_hidden_state if name == "bert" else out.logits).float().numpy()
 
 

@@ -4,6 +4,7 @@ import json
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -128,6 +129,7 @@ CONFIGS = {
     ),
     "bert": _BERT | {"architectures": ["BertModel"]},
     "bert-masked": _BERT | {"architectures": ["BertForMaskedLM"]},
+    "bert-span": _BERT | {"architectures": ["BertForQuestionAnswering"]},
     "t5": _T5,
     "t5-1.1": _T5
     | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 3},
@@ -168,6 +170,8 @@ def compute(model, name):
     kind = CONFIGS[name]["model_type"]
     if kind == "t5":
         return model(tokens(1, SOURCE), tokens(0, T), source_lengths=SOURCE_LENGTHS)
+    if name == "bert-span":
+        return jnp.stack(model(tokens(0, T), jnp.asarray(LENGTHS), segments()), axis=-1)
     if kind == "bert":
         return model(tokens(0, T), lengths=LENGTHS, segments=segments())
     return model(tokens(0, T))
