@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
 from train.common.document_source import DocumentConfig
 from train.common.documents import Documents
+from train.common.entry import one_per_seed, say_notes, started, task_fields
 from train.common.lm_batches import LmBatches, Windows
 from train.common.lm_models import LmModelConfig
 from train.common.lm_outcome import Outcome, finish, seeds_table
@@ -77,8 +77,7 @@ class Config:
 
     def describe(self) -> dict[str, Any]:
         """What config.json says about the task."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in ("run_dir", "train", "seeds")}
+        return task_fields(self)
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,7 @@ class Evaluate:
 def make_task(config: Config, data: Documents, tokeniser: LmTokeniser) -> Task:
     """Puts data, model, loss and metrics together; says what was noticed about the tokens."""
     batches = LmBatches(data, tokeniser, config.length, config.windows)
-    if is_main():
-        print(batches.summary(), flush=True)
+    say_notes(batches.notes())
 
     def build_model(rngs: nnx.Rngs) -> nnx.Module:
         return config.model.build(vocabulary=tokeniser.size, length=config.length, rngs=rngs)
@@ -181,8 +179,7 @@ def prepare(argv: Sequence[str]) -> tuple[Task, TrainConfig]:
 
 def train(config: Config) -> None:
     """Loads the data, trains with each seed, prints the results beside the baseline's."""
-    config.train.distributed.start()
-    say = partial(print, flush=True) if is_main() else lambda text: None
+    say = started(config.train)
     with main_first("data"):
         data = config.data.load()
     say("\n  ".join([data.summary(), *data.notes]))
@@ -193,19 +190,13 @@ def train(config: Config) -> None:
     baseline = ngram_baseline(data) if is_main() else None
     if baseline is not None:
         say(f"baseline: {baseline.describe()}")
-    if not config.seeds:
-        if (outcome := train_one(config, data, baseline)) is not None:
-            say(outcome.describe())
-        return
     outcomes = {}
-    for seed in config.seeds:
-        run_dir = config.run_dir / f"seed-{seed}"
-        train_config = dataclasses.replace(config.train, seed=seed)
-        one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
+    for one in one_per_seed(config):
         if (outcome := train_one(one, data, baseline)) is not None:
-            outcomes[seed] = outcome
+            outcomes[one.train.seed] = outcome
     if outcomes:
-        say(seeds_table(outcomes))
+        (*_, last) = outcomes.values()
+        say(seeds_table(outcomes) if config.seeds else last.describe())
 
 
 def sample(config: Sample) -> None:

@@ -15,7 +15,7 @@ from train.common.documents import Documents
 from train.common.lm_batches import LmBatches, packed
 from train.common.lm_models import LmModelConfig
 from train.common.lm_packing import Piece, joined, pack, pieces
-from train.common.lm_task import text_metrics, target_nats
+from train.common.lm_task import target_nats, text_metrics
 from train.common.lm_tokenise import BOUNDARY, CODE_POINTS, LmTokeniserConfig
 
 LENGTH = 8
@@ -125,7 +125,7 @@ def test_a_text_shorter_than_a_window_is_refused() -> None:
 
 
 def test_the_summary_says_what_is_cut_and_unknown() -> None:
-    lines = batches(held_out=("xyz" * 4,)).summary().splitlines()
+    lines = batches(held_out=("xyz" * 4,)).notes()
     assert "13 tokens in 2 rows of 8" in lines[1]
     assert "1 cuts inside documents" in lines[1] and "12 unknown characters" in lines[1]
 

@@ -76,7 +76,7 @@ class LmBatches:
         """How many tokens of a split are predicted, the ends of documents included."""
         return sum(piece.size for piece in self._splits[split].pieces)
 
-    def summary(self) -> str:
+    def notes(self) -> tuple[str, ...]:
         """A line for people on each split, with what is unknown in it or cut."""
         lines = []
         for name, split in self._splits.items():
@@ -88,7 +88,7 @@ class LmBatches:
                 f"; {len(split.pieces) - documents:,} cuts inside documents"
                 + (f"; {unknown:,} unknown characters" if unknown else "")
             )
-        return "\n".join(lines)
+        return tuple(lines)
 
     def train_batches(
         self, *, batch_size: int, seed: int, start_step: int, rows: np.ndarray | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -15,6 +13,7 @@ import tyro
 from train.common import cli
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
+from train.common.entry import one_per_seed, say_notes, started, task_fields
 from train.common.loop import run
 from train.common.pair_batches import PairBatches
 from train.common.pair_tokens import PairTokens, PairTokensConfig
@@ -79,8 +78,7 @@ class SeqConfig:
 
     def describe(self) -> dict[str, Any]:
         """What config.json says about the task."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in ("run_dir", "train", "seeds")}
+        return task_fields(self)
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,7 @@ class SeqProgram(Generic[C]):
 
     def train(self, config: C) -> None:
         """Loads the data, trains with each seed, prints the results beside the baseline's."""
-        config.train.distributed.start()
-        say = partial(print, flush=True) if is_main() else lambda text: None
+        say = started(config.train)
         with main_first("data"):
             data = config.data.load()
         say("\n  ".join([data.summary(), *data.notes]))
@@ -164,19 +161,13 @@ class SeqProgram(Generic[C]):
         if baseline is not None:
             say(f"baseline, {baseline.describe()}")
             _check_selection(config.train, baseline)
-        if not config.seeds:
-            if (outcome := self._train_one(config, data, baseline)) is not None:
-                say(outcome.describe())
-            return
         outcomes = {}
-        for seed in config.seeds:
-            run_dir = config.run_dir / f"seed-{seed}"
-            train_config = dataclasses.replace(config.train, seed=seed)
-            one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
+        for one in one_per_seed(config):
             if (outcome := self._train_one(one, data, baseline)) is not None:
-                outcomes[seed] = outcome
+                outcomes[one.train.seed] = outcome
         if outcomes:
-            say(seeds_table(outcomes))
+            (*_, last) = outcomes.values()
+            say(seeds_table(outcomes) if config.seeds else last.describe())
 
     def evaluate(self, config: Evaluate) -> None:
         """Prints the scores of a split, and how they are computed."""
@@ -209,8 +200,7 @@ class SeqProgram(Generic[C]):
         task, batches = self._task(config, data, tokens)
         if is_main():
             tokens.save(config.run_dir)
-            for note in batches.notes():
-                print(f"  {note}", flush=True)
+        say_notes(batches.notes())
         result = run(task, config.train, config.run_dir, describe=config.describe())
         assert result is not None  # only a dry run has none
         if baseline is None:
