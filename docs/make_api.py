@@ -7,7 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
-MODULES = ("attnjax", "attnjax.autotune", "attnjax.models", "attnjax.nn")
+MODULES = (
+    "attnjax",
+    "attnjax.autotune",
+    "attnjax.models",
+    "attnjax.models.pretrained",
+    "attnjax.nn",
+)
 
 
 def render() -> str:

@@ -32,9 +32,17 @@ LAYERS = (
 )
 LEAVES = ("attnjax.bench", "attnjax.plan")  # import anything, are imported by nothing
 LIBRARY_NEEDS = {"jax", "jaxlib", "flax", "jaxtyping", "numpy"}
+# Imported where they are used, with an error that says how to install them.
+OPTIONAL = {"attnjax.models.pretrained.files": {"safetensors"}}
 PUBLIC = {
     name: importlib.import_module(name)
-    for name in ("attnjax", "attnjax.autotune", "attnjax.models", "attnjax.nn")
+    for name in (
+        "attnjax",
+        "attnjax.autotune",
+        "attnjax.models",
+        "attnjax.models.pretrained",
+        "attnjax.nn",
+    )
 }
 
 
@@ -129,7 +137,10 @@ def test_no_import_cycles():
 @pytest.mark.parametrize("name", [n for n in MODULES if _inside(n, "attnjax") and not _is_leaf(n)])
 def test_library_needs_only_its_dependencies(name):
     outside = {imported.partition(".")[0] for imported in _imports(name)}
-    assert outside - sys.stdlib_module_names - {"attnjax", "__future__"} <= LIBRARY_NEEDS
+    allowed = LIBRARY_NEEDS | OPTIONAL.get(name, set())
+    assert outside - sys.stdlib_module_names - {"attnjax", "__future__"} <= allowed
+    at_import = {imported.partition(".")[0] for imported in _imports(name, at_import=True)}
+    assert not at_import & OPTIONAL.get(name, set())
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if not _inside(n, "train")])
