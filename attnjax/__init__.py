@@ -74,7 +74,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports `attnjax.nn`, `models` and `autotune` when first used: they need flax.nnx, or time."""
+    """Imports `nn` and `models`, which need flax.nnx, and `autotune` when they are first used."""
     if name in ("autotune", "models", "nn"):
         return importlib.import_module(f"attnjax.{name}")
     raise AttributeError(f"module 'attnjax' has no attribute {name!r}")

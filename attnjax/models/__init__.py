@@ -3,6 +3,11 @@
 from attnjax.models.language import LanguageModel, LanguageModelConfig
 from attnjax.models.losses import cross_entropy, next_token_loss, token_losses
 from attnjax.models.pointer import Pointer
+from attnjax.models.recurrent_seq2seq import (
+    RecurrentCache,
+    RecurrentSeq2Seq,
+    RecurrentSeq2SeqConfig,
+)
 from attnjax.models.seq2seq import Seq2Seq, Seq2SeqCache, Seq2SeqConfig
 from attnjax.models.span import SpanModel, SpanModelConfig
 from attnjax.models.text_encoder import (
@@ -18,6 +23,9 @@ __all__ = [
     "MaskedLanguageModel",
     "MaskedLanguageModelConfig",
     "Pointer",
+    "RecurrentCache",
+    "RecurrentSeq2Seq",
+    "RecurrentSeq2SeqConfig",
     "Seq2Seq",
     "Seq2SeqCache",
     "Seq2SeqConfig",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -19,6 +18,7 @@ from attnjax.nn.norms import build_norm
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.positions import Positions
 from attnjax.nn.steps import attend_to_cache
+from attnjax.nn.weights import last_weights
 from attnjax.numerics import poison
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
@@ -198,7 +198,7 @@ class MultiHeadAttention(nnx.Module):
         """
         q, k = self._queries(x, self._positions("positions", None, x)), kv.k
 
-        def first_value(v: Array) -> Array:
+        def attend(v: Array) -> Array:
             out: Any = attention(
                 q.astype(jnp.float32),
                 k.astype(jnp.float32),
@@ -209,10 +209,9 @@ class MultiHeadAttention(nnx.Module):
                 sinks=None if self.sinks is None else self.sinks[...],
                 precision=self.options.precision,
             )
-            return jnp.sum(out[:, -1]) / self.num_heads
+            return out
 
-        # The output is linear in the values: its derivative by a value is the value's weight.
-        return jnp.sum(jax.grad(first_value)(jnp.ones((*k.shape[:3], 1), jnp.float32)), (2, 3))
+        return last_weights(attend, k.shape[:3])
 
     def init_cache(self, batch: int, capacity: int, *, dtype: Any = None) -> KVCache:
         """Returns an empty cache for `decode`.

@@ -209,9 +209,10 @@ class Rules:
 
 TRANSFORMER = Rules(
     paths=(
-        (r"\bpointer\.(query|key|gate)\.kernel$", ("embed", None)),
-        (r"\b(pointer\.gate|span)\.bias$", (None,)),
-        (r"\bspan\.kernel$", ("embed", None)),
+        # Two axes each, where those of `attnjax.nn` have three.
+        (r"\b(pointer|alignment)\.(query|key|gate)\.kernel$", ("embed", None)),
+        (r"\b(pointer\.gate|alignment\.key)\.bias$", (None,)),
+        (r"\balignment\.weight$", (None, None)),
         (r"\bquery\.kernel$", ("embed", "heads", "width")),
         (r"\b(key|value)\.kernel$", ("embed", "kv_heads", "width")),
         (r"\bout\.kernel$", ("heads", "width", "embed")),
@@ -234,8 +235,13 @@ TRANSFORMER = Rules(
         (r"(norm|_after)\.(scale|bias)$", (None,)),
         (r"\bpooling\.hidden\.kernel$", ("embed", None)),
         (r"\bpooling\.query$", (None, None)),
+        (r"\bsegment_embedding\.embedding$", (None, "embed")),
         (r"\bembedding$", ("vocab", "embed")),
         (r"\boutput\.kernel$", ("embed", "vocab")),
+        (r"^bias$", ("vocab",)),
+        (r"\b(inputs|second|bridge|readout|span|transform|pooler)\.kernel$", ("embed", None)),
+        (r"\b(inputs|bridge|readout|span|transform|pooler)\.bias$", (None,)),
+        (r"\brecurrent$", ("embed", None)),
     ),
     axes=(
         ("embed", None),
@@ -247,7 +253,7 @@ TRANSFORMER = Rules(
         ("vocab", "model"),
     ),
 )
-"""Rules for what `attnjax.nn` builds, and for `nnx.Embed`, on a mesh with the axes fsdp and model:
+"""Rules for what `attnjax.nn` and `attnjax.models` build, on a mesh with the axes fsdp and model:
 heads, the inside of feed-forward layers and the vocabulary are split over `model` (Shoeybi et al.,
 "Megatron-LM", 2019), the rest over `fsdp` (Rajbhandari et al., "ZeRO", 2020)."""
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from train.common.lstm import LSTM, BiLSTM
 from train.common.text_models import TextModelConfig
 from train.common.word_embedding import WordEmbedding, bag
 
@@ -116,45 +115,6 @@ def test_word_dropout_hides_spelling_and_identity() -> None:
     one, other = (batch(np.random.default_rng(seed)) for seed in (5, 6))
     # With every word hidden only the lengths are left, and these are the same.
     np.testing.assert_allclose(model(**one)[0], model(**other)[0], rtol=1e-5, atol=1e-6)
-
-
-def test_an_lstm_equals_flax_own_cell() -> None:
-    rng = np.random.default_rng(7)
-    ours = LSTM(F, 6, rngs=nnx.Rngs(0))
-    cell = nnx.OptimizedLSTMCell(F, 6, rngs=nnx.Rngs(0))
-    # Flax: one projection of the input without bias, one of the state with it; gates i, f, g, o.
-    cell.dense_i.kernel[...] = ours.inputs.kernel[...]
-    cell.dense_h.kernel[...] = ours.recurrent[...]
-    bias = jnp.asarray(rng.normal(size=24), jnp.float32)
-    ours.inputs.bias[...] = bias
-    cell.dense_h.bias[...] = bias + jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), 6)
-    x = jnp.asarray(rng.normal(size=(B, T, F)), jnp.float32)
-    state = (jnp.zeros((B, 6)), jnp.zeros((B, 6)))
-    wanted = []
-    for t in range(T):
-        state, out = cell(state, x[:, t])
-        wanted.append(out)
-    found = ours(x, jnp.ones((B, T), bool), jnp.ones((B, 6)))
-    np.testing.assert_allclose(found, jnp.stack(wanted, axis=1), rtol=1e-5, atol=1e-6)
-
-
-def test_a_bilstm_reads_each_sequence_as_if_it_stood_alone() -> None:
-    rng = np.random.default_rng(8)
-    reader = BiLSTM(F, 6, dropout=0.5, rngs=nnx.Rngs(0))
-    reader.eval()
-    x = jnp.asarray(rng.normal(size=(B, T, F)), jnp.float32)
-    length = jnp.array([7, 1, 4])
-    together = reader(x, length)
-    for b, n in enumerate([7, 1, 4]):
-        alone = reader(x[b : b + 1, :n], jnp.array([n]))
-        np.testing.assert_allclose(together[b, :n], alone[0], rtol=1e-5, atol=1e-6)
-
-
-def test_a_bilstm_sees_both_sides() -> None:
-    reader = BiLSTM(F, 6, dropout=0.0, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(9).normal(size=(1, T, F)), jnp.float32)
-    gradient = jax.grad(lambda x: jnp.sum(reader(x, jnp.array([T]))[0, 3]))(x)
-    assert (np.abs(np.asarray(gradient)).sum(axis=-1) > 0).all()
 
 
 def test_a_bag_sums_rows_and_ignores_index_0() -> None:

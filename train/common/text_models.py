@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from attnjax import Prefix
+from attnjax.models.recurrent import Bidirectional
 from attnjax.nn import (
     AttentionOptions,
     AttentionPooling,
@@ -23,15 +24,13 @@ from attnjax.nn import (
     TransformerConfig,
 )
 from attnjax.sharding.rules import TRANSFORMER
-from train.common.lstm import BiLSTM
 from train.common.tokenise import UNKNOWN_ID
 from train.common.word_embedding import WordEmbedding
 
 RULES = TRANSFORMER.extended(
     paths=(
         (r"^embedding\.(tokens|ngrams)$", ("words", "embed")),
-        (r"^reader\.(for|back)wards\.(inputs\.kernel|recurrent)$", ("embed", None)),
-        (r"^(reader\.(for|back)wards\.inputs|pooling\.hidden|output)\.bias$", (None,)),
+        (r"^(pooling\.hidden|output)\.bias$", (None,)),
         (r"^output\.kernel$", ("embed", "classes")),
     ),
     axes=(("words", None), ("classes", None)),
@@ -122,7 +121,7 @@ class TextClassifier(nnx.Module):
         self.word_dropout = nnx.Dropout(config.word_dropout, rngs=rngs)
         self.embedding_dropout = nnx.Dropout(config.embedding_dropout, rngs=rngs)
         if config.name == "bilstm_attention":
-            self.reader: nnx.Module = BiLSTM(
+            self.reader: nnx.Module = Bidirectional(
                 config.features, config.features, dropout=config.dropout, rngs=rngs
             )
             width = 2 * config.features
@@ -153,7 +152,7 @@ class TextClassifier(nnx.Module):
             The logits, and each token's weight in the attention pooling (rows sum to 1).
         """
         x = self._embed(ids, length, subwords)
-        if isinstance(self.reader, BiLSTM):
+        if isinstance(self.reader, Bidirectional):
             x = self.reader(x, length)
         else:
             x = self.reader(x * self.scale, mask=Prefix(length))
