@@ -37,6 +37,7 @@ class Config(SeqConfig):
             max_source=128,
             max_target=32,
             too_long="cut",
+            padding="coarse",
         )
     )
     """How texts are cut into tokens, and how many there may be."""

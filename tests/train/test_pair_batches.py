@@ -15,7 +15,7 @@ from train.common.text_pairs import Pair, TextPairs
 
 
 def make(
-    train: int = 300, too_long: str = "skip", max_target: int = 24, *, start: int = 0
+    train: int = 300, too_long: str = "skip", max_target: int = 24, *, start: int = 0, **more: str
 ) -> PairBatches:
     def some(count: int, start: int) -> tuple[Pair, ...]:
         # Pair i repeats the word i, a different number of times on either side.
@@ -28,7 +28,11 @@ def make(
         {"train": some(train, start), "validation": some(7, 0), "test": some(9, 20)}, "numbers"
     )
     tokens = PairTokensConfig(
-        SeqTokeniserConfig(kind="word"), max_source=32, max_target=max_target, too_long=too_long
+        SeqTokeniserConfig(kind="word"),
+        max_source=32,
+        max_target=max_target,
+        too_long=too_long,
+        **more,
     )
     return PairBatches(data, tokens.train(data))
 
@@ -64,6 +68,18 @@ def test_what_is_read_and_written_is_shifted_by_one() -> None:
             assert (batch["source"][b, :length] != PAD_ID).all()
         for name, limit in (("source", 32), ("target_in", 24)):
             assert batch[name].shape[1] in {*WIDTHS, limit}
+
+
+def test_coarse_padding_has_fewer_shapes() -> None:
+    shapes = {
+        padding: {
+            (b["source"].shape[1], b["target_in"].shape[1])
+            for b in first(make(padding=padding), 60)
+        }
+        for padding in ("fine", "coarse")
+    }
+    assert len(shapes["coarse"]) < len(shapes["fine"])
+    assert {width for shape in shapes["coarse"] for width in shape} <= {*COARSE, 24}
 
 
 def test_rows_are_a_share_of_the_whole_batch() -> None:

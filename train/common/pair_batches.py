@@ -19,7 +19,8 @@ CHUNK = 64
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Each side is padded to one of these widths, or to its limit, for every shape compiles anew."""
 COARSE = (16, 32, 64, 128, 256, 512, 1024, 2048)
-"""Widths of what is read only now and then, where compiling costs more than padding."""
+"""Widths of what is read only now and then, where compiling costs more than padding; those of
+training batches, too, where a run is short."""
 
 
 class PairBatches:
@@ -42,6 +43,7 @@ class PairBatches:
     def __init__(self, data: TextPairs, tokens: PairTokens):
         self.fingerprint = data.fingerprint
         self._limits = tokens.config.max_source, tokens.config.max_target
+        self._widths = WIDTHS if tokens.config.padding == "fine" else COARSE
         self._encoded = {
             split: tokens.encode(data.sources(split), data.targets(split)) for split in SPLITS
         }
@@ -109,13 +111,15 @@ class PairBatches:
         index: np.ndarray,
         *,
         rows: np.ndarray | None,
-        widths: Sequence[int] = WIDTHS,
+        widths: Sequence[int] = (),
         target: int = 0,
     ) -> Batch:
         """The examples `index`, or `rows` of them, as wide as all of them together are.
 
-        Targets are padded as if one of `target` tokens were among them.
+        Targets are padded as if one of `target` tokens were among them, to the widths of training
+        where no others are given.
         """
+        widths = widths or self._widths
         everything = [self._encoded[split][i] for i in index]
         mine = everything if rows is None else [everything[i] for i in rows]
         source_limit, target_limit = self._limits
@@ -135,7 +139,8 @@ class PairBatches:
         source_limit, target_limit = self._limits
         return np.array(
             [
-                width(len(e.source), source_limit) * (target_limit + 1) + len(e.target)
+                width(len(e.source), source_limit, self._widths) * (target_limit + 1)
+                + len(e.target)
                 for e in encoded
             ]
         )

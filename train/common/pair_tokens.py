@@ -48,6 +48,8 @@ class PairTokensConfig:
     """Most tokens of a target, the end included; also how long an output can get."""
     too_long: Literal["skip", "cut"] = "skip"
     """Training pairs beyond these limits are left out, or cut; others are always cut. Counted."""
+    padding: Literal["fine", "coarse"] = "fine"
+    """Widths that training batches are padded to: coarse ones are fewer to compile, and longer."""
 
     def __post_init__(self) -> None:
         """Rejects limits that leave nothing."""
