@@ -163,12 +163,8 @@ class StoryReader(nnx.Module):
             The logits; and, if asked for, for each step the question's attention weight on each
             sentence, the mean over heads. What is missing to 1 was on the question itself.
         """
-        there = jnp.any(story != PAD_ID, axis=-1)
-        length = jnp.sum(there, axis=-1)
-        ages = jnp.minimum(sentence_ages(there, self.gaps), self.age.shape[0] - 1)
-        sentences = self._bag(story) + self.age[...][ages]
-        x = jnp.concatenate([(self._bag(question) + self.asked[...])[:, None], sentences], axis=1)
-        weights = []
+        length = jnp.sum(jnp.any(story != PAD_ID, axis=-1), axis=-1)
+        x, weights = self.embed(story, question), []
         for step in range(len(self.steps[...])):
             layer = self.layers[step % len(self.layers)]
             x = x + self.steps[...][step]
@@ -177,6 +173,15 @@ class StoryReader(nnx.Module):
             x = layer(x, mask=Prefix(length + 1))
         logits = self.output(self.dropout(self.norm(x[:, 0])))
         return logits, jnp.stack(weights, axis=1) if return_weights else None
+
+    def embed(
+        self, story: Int[Array, "B S W"], question: Int[Array, "B W"]
+    ) -> Float[Array, "B S+1 F"]:
+        """What the layers read: the question, then the sentences."""
+        ages = sentence_ages(jnp.any(story != PAD_ID, axis=-1), self.gaps)
+        sentences = self._bag(story) + self.age[...][jnp.minimum(ages, self.age.shape[0] - 1)]
+        asked = self._bag(question) + self.asked[...]
+        return jnp.concatenate([asked[:, None], sentences], axis=1)
 
     def _bag(self, words: Int[Array, "... W"]) -> Float[Array, "... F"]:
         embedded = self.scale * self.words[...][words] * self.places[...]
