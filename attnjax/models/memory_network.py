@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,9 @@ class MemoryNetwork(nnx.Module):
       config: sizes and variants.
       rngs: for the parameters.
     """
+
+    single_query: ClassVar[bool] = True
+    """`attnjax.nn.spread` gives it batch axes only."""
 
     def __init__(self, config: MemoryNetworkConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,9 @@ class AttentionPooling(nnx.Module):
     Raises:
       ValueError: if the sizes don't divide or the score is unknown.
     """
+
+    single_query: ClassVar[bool] = True
+    """`attnjax.nn.spread` gives it batch axes only."""
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ from jaxtyping import Array, Shaped
 
 from attnjax.nn.additive import AdditiveAttention
 from attnjax.nn.options import AttentionOptions
-from attnjax.nn.pooling import AttentionPooling
 from attnjax.sharding.partition import Partition
 
 
@@ -20,21 +19,21 @@ def spread(model: nnx.Module, partition: Partition | None) -> int:
     """Sets the mesh axes that the attention of a model is spread over.
 
     Every module of the model whose `options` are `AttentionOptions`, and every `AdditiveAttention`,
-    gets this partition in the place of its own, `AttentionPooling` its batch axes, for it has a
-    single query; everything else stays as it is. So one model can be built once, without a mesh,
-    and run on any.
+    gets this partition in the place of its own; modules with a single query, which say so by an
+    attribute `single_query`, get its batch axes; everything else stays as it is. So one model can
+    be built once, without a mesh, and run on any.
 
     Args:
       model: any module; changed in place.
       partition: the axes; None leaves attention to `jax.jit`.
 
     Returns:
-      How many modules can spread a sequence; pooling can't.
+      How many modules can spread a sequence; those with a single query can't.
     """
     found = 0
     module: Any
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, AttentionPooling):
+        if getattr(module, "single_query", False):
             module.partition = None if partition is None else Partition(batch=partition.batch)
         if isinstance(module, AdditiveAttention):
             module.partition = partition

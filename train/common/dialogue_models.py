@@ -146,7 +146,14 @@ class AnswerSelector(nnx.Module):
             last = self.network.config.hops
             memory = self.network.remember(seen, last, ages=ages, kinds=speaker)
             there = jnp.any(history != PAD_ID, axis=-1)
-            _, points = read_memory(self.pointer(state), memory, memory, there, heads=self.pointers)
+            _, points = read_memory(
+                self.pointer(state),
+                memory,
+                memory,
+                there,
+                heads=self.pointers,
+                partition=self.network.partition,
+            )
             weights.append(points)
             pointed = jnp.einsum("bpm,p->bm", points, self.strength[...])
             gate = jax.nn.sigmoid(self.gate[...])[rows]
