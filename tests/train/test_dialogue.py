@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train.toy_dialogues import UNSEEN, data_options, write_dialogues
+from tests.train.toy_dialogues import COLOURS, UNSEEN, data_options, write_dialogues
 from train.dialogue import main, prepare
 
 QUIET = ("--train.no-progress", "--train.no-tensorboard")
@@ -133,9 +133,9 @@ def test_a_checkpoint_of_another_config_is_refused(finished: Path, tmp_path: Pat
     config = json.loads((copy / "config.json").read_text())
     config["task"]["model"]["features"] = 8
     (copy / "config.json").write_text(json.dumps(config))
-    assert main(["predict", str(copy), "hi"]) in (2, 4)
+    assert main(["predict", str(copy), "hi"]) == 4
     error = capsys.readouterr().err
-    assert "shape" in error and "Traceback" not in error
+    assert "was saved as float32[3, 32, 16]" in error and "Traceback" not in error
 
 
 def test_a_dry_run_leaves_nothing_behind(files, tmp_path: Path, capsys) -> None:
@@ -167,9 +167,10 @@ def test_seeds_get_a_directory_each_and_a_table(files, tmp_path: Path, capsys) -
 def transcript(path: Path) -> Path:
     rng = np.random.default_rng(0)
     talks = []
-    for _ in range(80):
-        colour = rng.choice(["red", "green", "blue"])
-        talks.append(f"Ann: hi\nBob: hello\nAnn: i like {colour}\nBob: {colour} is nice")
+    for _ in range(200):
+        greeting, colour = rng.choice(["hi", "hey", "hello"]), rng.choice(COLOURS[:6])
+        wish = rng.choice(["i like {}", "{} please"]).format(colour)
+        talks.append(f"Ann: {greeting}\nBob: welcome\nAnn: {wish}\nBob: {colour} is nice")
     path.write_text("\n\n".join(talks), encoding="utf-8")
     return path
 
@@ -182,13 +183,14 @@ def written(tmp_path_factory) -> Path:
         *("--run-dir", str(folder / "run"), "--tokens.kind", "word"),
         *("--tokens.max-source", "24", "--tokens.max-target", "8", "--model.features", "16"),
         *("--model.heads", "2", "--model.encoder-layers", "1", "--model.decoder-layers", "1"),
-        *("--train.epochs", "15", "--train.batch-size", "16", "--train.eval-batch-size", "16"),
-        *("--train.optim.learning-rate", "0.02", "--decoding.beams", "2", "--model.dropout", "0"),
+        *("--train.epochs", "20", "--train.batch-size", "16", "--train.eval-batch-size", "16"),
+        *("--train.optim.learning-rate", "0.01", "--decoding.beams", "2", "--model.dropout", "0"),
     ]
     assert main(arguments) == 0
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_open_chat_is_written_token_by_token(written: Path, capsys, monkeypatch) -> None:
     result = json.loads((written / "result.json").read_text(encoding="utf-8"))
     assert result["test"]["exact"] > 90
@@ -196,16 +198,17 @@ def test_open_chat_is_written_token_by_token(written: Path, capsys, monkeypatch)
     monkeypatch.setattr("sys.stdin", _Lines(["hi", "i like blue", "/reset", "hi"]))
     assert main(["chat", str(written)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        *("hello", "blue is nice", "[a new dialogue]", "hello")
+        *("welcome", "blue is nice", "[a new dialogue]", "welcome")
     ]
     monkeypatch.setattr("sys.stdin", _Lines(["hi", "i like blue"]))
     assert main(["chat", str(written), "--temperature", "0.01", "--seed", "3"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["hello", "blue is nice"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["welcome", "blue is nice"]
 
 
+@pytest.mark.slow
 def test_written_answers_are_predicted_and_measured(written: Path, capsys) -> None:
     assert main(["predict", str(written), "hi", "i like green"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["hello", "green is nice"]
+    assert capsys.readouterr().out.splitlines() == ["welcome", "green is nice"]
     result = json.loads((written / "result.json").read_text(encoding="utf-8"))
     assert main(["evaluate", str(written)]) == 0
     assert f"exact {result['test']['exact']:.2f}" in capsys.readouterr().out
