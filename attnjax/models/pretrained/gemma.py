@@ -19,10 +19,8 @@ _TANH = "gelu_pytorch_tanh"
 
 def gemma(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
     """Describes a Gemma 1 model."""
-    fields.choice("hidden_activation", _GEGLU, _TANH)
     options = dataclasses.replace(_options(fields), position=read_rotary(fields, 10_000.0))
-    activation = fields.choice("hidden_act", _GEGLU, _TANH)
-    return _finish(fields, build, {"attention": options, "activation": activation})
+    return _finish(fields, build, {"attention": options, "activation": _activation(fields)})
 
 
 def gemma2(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
@@ -34,6 +32,7 @@ def gemma2(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
         soft_cap=fields.number("attn_logit_softcapping", None),
     )
     sliding = causal.windowed(options, fields.size("sliding_window", 4096))
+    fields.only("sliding_window_size", fields.size("sliding_window", 4096))
     types = causal.layer_types(fields, _every(fields, 2))
     return _finish(
         fields,
@@ -41,7 +40,7 @@ def gemma2(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
         {
             **causal.by_type(types, options, sliding),
             "norm_position": "both",
-            "activation": fields.choice("hidden_activation", _GEGLU, _TANH),
+            "activation": _activation(fields),
         },
         logit_cap=fields.number("final_logit_softcapping", None),
     )
@@ -71,10 +70,17 @@ def gemma3(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
         {
             **attention,
             "norm_position": "both",
-            "activation": fields.choice("hidden_activation", _GEGLU, _TANH),
+            "activation": _activation(fields),
         },
         logit_cap=fields.number("final_logit_softcapping", None),
     )
+
+
+def _activation(fields: Fields) -> str:
+    """Returns what either of two fields names; published configs have one of them or both."""
+    fields.choice("hidden_act", _GEGLU, _TANH)
+    found: str = fields.choice("hidden_activation", _GEGLU, _TANH)
+    return found
 
 
 def _options(fields: Fields) -> AttentionOptions:

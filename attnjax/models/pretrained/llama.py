@@ -30,6 +30,7 @@ def mistral(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
 
 def qwen2(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
     """Describes a Qwen2 model, the last of whose layers may have a window."""
+    fields.only("use_mrope", False)
     options = _options(fields, use_bias=True, key_bias=True, out_bias=False)
     return _finish(fields, build, _qwen_attention(fields, options))
 

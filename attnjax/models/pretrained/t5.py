@@ -45,7 +45,7 @@ def t5(fields: Fields, build: Build, tensors: Tensors | None) -> Layout:
         tied="all" if tied else "inputs",
         logit_scale=features**-0.5 if scaled else None,
     )
-    fields.finish(IRRELEVANT, DROPOUTS)
+    fields.finish(IRRELEVANT, DROPOUTS, {"n_positions"})  # its positions have no end
     copies = {f"{side}.embed_tokens.weight": _EMBEDDING for side in ("encoder", "decoder")}
     if tied:
         copies[_HEAD] = _EMBEDDING

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-import attnjax.models.pretrained.files as files
 from attnjax.models.pretrained import describe, load, save
 from attnjax.models.pretrained.loading import TensorFolder
 from tests.models.pretrained import tiny
@@ -158,7 +157,7 @@ def folder(tmp_path):
 def _rewrite(folder, change):
     weights = tiny.read(folder / "model.safetensors")
     change(weights)
-    files.safetensors().numpy.save_file(weights, folder / "model.safetensors")
+    tiny.save(folder / "model.safetensors", weights)
 
 
 def _drop(name):

@@ -152,7 +152,7 @@ def write(folder, fields, shapes, dtype=np.float32):
     """Writes the folder of a model: `config.json`, and weights of these shapes."""
     weights = {name: values(name, shape).astype(dtype) for name, shape in shapes.items()}
     (folder / "config.json").write_text(json.dumps(fields))
-    safetensors.numpy.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save(folder / "model.safetensors", weights)
 
 
 def tokens(seed, length):
@@ -181,6 +181,11 @@ def seen(name, logits):
     """Returns the outputs of the positions that are compared."""
     kind = CONFIGS[name]["model_type"]
     return logits[:, [0, 3, 6] if kind == "bert" else [0, 5, 10]]
+
+
+def save(path, weights):
+    """Writes tensors to a file."""
+    safetensors.numpy.save_file(weights, path, {"format": "pt"})
 
 
 def read(path):
