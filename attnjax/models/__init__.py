@@ -1,7 +1,8 @@
-"""Models assembled from `attnjax.nn`: decoder-only, encoder-decoder, encoder."""
+"""Models assembled from `attnjax.nn`: decoder-only, encoder-decoder, encoder, memory."""
 
 from attnjax.models.language import LanguageModel, LanguageModelConfig
 from attnjax.models.losses import cross_entropy, next_token_loss, token_losses
+from attnjax.models.memory_network import MemoryNetwork, MemoryNetworkConfig
 from attnjax.models.pointer import Pointer
 from attnjax.models.recurrent_seq2seq import (
     RecurrentCache,
@@ -22,6 +23,8 @@ __all__ = [
     "LanguageModelConfig",
     "MaskedLanguageModel",
     "MaskedLanguageModelConfig",
+    "MemoryNetwork",
+    "MemoryNetworkConfig",
     "Pointer",
     "RecurrentCache",
     "RecurrentSeq2Seq",

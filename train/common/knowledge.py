@@ -31,15 +31,15 @@ class KnowledgeBase:
 
         Returns:
             All rows of the entities that have every one of the values, in the order of the
-            knowledge base; None where the answer is no call.
+            knowledge base; nothing without values; None where the answer is no call.
         """
         name, *values = answer.split()
         if name != CALL:
             return None
         found: list[str] = []
         for rows in self.entities.values():
-            has = {row.split(maxsplit=2)[2] for row in rows}
-            if has.issuperset(values):
+            has = {word for row in rows for word in row.split()[2:]}
+            if values and has.issuperset(values):
                 found += rows
         return tuple(found)
 
