@@ -9,7 +9,10 @@ import pytest
 from flax import nnx
 
 from attnjax import Prefix
-from train.common.story_models import StoryModelConfig, sentence_ages
+from train.common.optim import dotted
+from train.common.span_models import RULES as SPAN_RULES
+from train.common.span_models import SpanReaderConfig
+from train.common.story_models import RULES, StoryModelConfig, sentence_ages
 
 B, S, W, V, C = 3, 5, 4, 17, 7
 
@@ -128,3 +131,17 @@ def test_gradients_reach_every_parameter(name):
 def test_sizes_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         StoryModelConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["recurrent", "memory", "spans"])
+def test_every_parameter_has_a_place_on_a_mesh(name):
+    def make():
+        if name != "spans":
+            return build(name)
+        config = SpanReaderConfig(features=8, heads=2, layers=1)
+        return config.build(vocabulary=V, max_tokens=16, rngs=nnx.Rngs(0))
+
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+    rules = SPAN_RULES if name == "spans" else RULES
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        assert rules.logical(dotted(path), x.shape) is not None, dotted(path)

@@ -15,7 +15,7 @@ from train.common.tokenise import PAD_ID, UNKNOWN_ID, TextTokeniser
 
 UNKNOWN_ANSWER = -1
 """The class of an answer that training never shows; no model can give it."""
-_SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_SIZES = (4, 8, 16, 32, 64, 96, 128, 192, 256)
 """Stories are padded to one of these numbers of sentences, for each compiles anew."""
 
 
