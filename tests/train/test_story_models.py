@@ -107,7 +107,7 @@ def test_ages_count_back_from_the_question_and_noise_adds_to_them():
     np.testing.assert_allclose(np.mean(steps == 2), 0.25, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["recurrent", "memory"])
+@pytest.mark.parametrize("name", ["recurrent", pytest.param("memory", marks=pytest.mark.slow)])
 def test_gradients_reach_every_parameter(name):
     story, question = inputs()
     graph, params, rest = nnx.split(build(name), nnx.Param, ...)
