@@ -73,7 +73,8 @@ def _expected(model, b, *, order, layerwise, heads, linear):
 )
 def test_it_is_the_papers_network(options, call):
     model = _model(**options)
-    state, weights = model(SENTENCES, QUESTION, **call, return_weights=True)
+    ask = nnx.jit(lambda model: model(SENTENCES, QUESTION, **call, return_weights=True))
+    state, weights = ask(model)
     assert weights.shape == (B, HOPS, options.get("num_heads", 1), M)
     for b in range(B):
         expected = _expected(
@@ -93,9 +94,9 @@ def test_it_is_the_papers_network(options, call):
 def test_padding_changes_nothing():
     model = _model(word_order=True)
     longer = jnp.pad(SENTENCES, ((0, 0), (0, 3), (0, 2)))
-    np.testing.assert_allclose(
-        model(longer, jnp.pad(QUESTION, ((0, 0), (0, 1)))), model(SENTENCES, QUESTION), rtol=1e-6
-    )
+    ask = nnx.jit(lambda model, *words: model(*words))
+    found = ask(model, longer, jnp.pad(QUESTION, ((0, 0), (0, 1))))
+    np.testing.assert_allclose(found, ask(model, SENTENCES, QUESTION), rtol=1e-5, atol=1e-7)
 
 
 def test_an_empty_memory_leaves_the_question_and_finite_gradients():
@@ -107,7 +108,8 @@ def test_an_empty_memory_leaves_the_question_and_finite_gradients():
         state, weights = nnx.merge(graph, params)(empty, QUESTION, return_weights=True)
         return jnp.sum(state**2) + jnp.sum(weights), (state, weights)
 
-    (_, (state, weights)), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    measure = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, (state, weights)), gradient = measure(params)
     np.testing.assert_allclose(state, model.embed(QUESTION, 0), rtol=1e-6)
     np.testing.assert_allclose(weights, 0)
     for leaf in jax.tree.leaves(gradient):
@@ -128,7 +130,7 @@ def test_weights_have_gradients_of_the_softmax():
 
     state = jnp.asarray(state)
     np.testing.assert_allclose(
-        jax.jacobian(ours)(state), jax.jacobian(plain)(state), rtol=1e-4, atol=1e-6
+        jax.jit(jax.jacobian(ours))(state), jax.jacobian(plain)(state), rtol=1e-4, atol=1e-6
     )
 
 
@@ -138,12 +140,13 @@ def test_heads_can_share_keys_and_values():
         jnp.asarray(rng.normal(size=s)) for s in ((B, 4 * F), (B, M, F), (B, M, 3))
     )
     there = jnp.asarray(rng.random((B, M)) < 0.7)
-    read, weights = read_memory(state, keys, values, there, heads=4)
+    ask = jax.jit(read_memory, static_argnames=("heads", "linear"))
+    read, weights = ask(state, keys, values, there, heads=4)
     for n in range(4):
-        alone = read_memory(state[:, n * F : (n + 1) * F], keys, values, there)
+        alone = ask(state[:, n * F : (n + 1) * F], keys, values, there)
         np.testing.assert_allclose(read[:, n * 3 : (n + 1) * 3], alone[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(weights[:, n], alone[1][:, 0], rtol=1e-5, atol=1e-6)
-    raw = read_memory(state, keys, values, there, heads=4, linear=True)[1]
+    raw = ask(state, keys, values, there, heads=4, linear=True)[1]
     inside = np.where(np.asarray(there)[:, None], raw, -np.inf)
     np.testing.assert_allclose(weights, jax.nn.softmax(inside), rtol=1e-5, atol=1e-6)
 
