@@ -184,6 +184,8 @@ def test_a_dry_run_leaves_nothing_behind(files: Path, tmp_path: Path, capsys) ->
     "options",
     [
         ("--model.copy",),
+        ("--model", "rnn-bahdanau", "--model.cell", "gru"),
+        ("--model", "rnn-luong", "--tokens.padding", "coarse"),
         ("--tokens.no-joint", "--model.scan-layers", "--model.attention.positions", "alibi"),
         ("--tokens.kind", "bpe", "--model.attention.positions", "t5", "--tokens.max-source", "32"),
         ("--tokens.kind", "char", "--tokens.max-source", "40", "--tokens.max-target", "40"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from flax import nnx
 
-from attnjax.models import Seq2SeqConfig
+from attnjax.models import RecurrentSeq2SeqConfig, Seq2SeqConfig
 from attnjax.nn import TransformerConfig
 from attnjax.sharding.rules import TRANSFORMER
 from train.common.attention_config import AttentionConfig
@@ -27,10 +27,12 @@ class SeqModelConfig:
         ValueError: a size or a rate is out of range.
     """
 
-    name: Annotated[Literal["transformer"], tyro.conf.arg(name="model", prefix_name=False)] = (
-        "transformer"
-    )
-    """What reads and writes."""
+    name: Annotated[
+        Literal["transformer", "rnn-bahdanau", "rnn-luong"],
+        tyro.conf.arg(name="model", prefix_name=False),
+    ] = "transformer"
+    """What reads and writes: a Transformer, or recurrent layers, both directions of which read,
+    with the attention of Bahdanau et al. (2015) or of Luong et al. (2015)."""
     features: int = 256
     """Width of the model."""
     encoder_layers: int = 3
@@ -38,15 +40,21 @@ class SeqModelConfig:
     decoder_layers: int = 3
     """Layers that write the target."""
     heads: int = 4
-    """Attention heads."""
+    """Transformer: attention heads."""
     hidden: int | None = None
-    """Width inside the feed-forward layers; None is four times `features`."""
+    """Transformer: width inside the feed-forward layers; None is four times `features`."""
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
-    """What the feed-forward layers apply."""
+    """Transformer: what the feed-forward layers apply."""
     norm: Literal["layer", "rms"] = "layer"
-    """What normalises."""
+    """Transformer: what normalises."""
     norm_position: Literal["pre", "post"] = "pre"
-    """Whether the input of each sublayer is normalised, or each sum."""
+    """Transformer: whether the input of each sublayer is normalised, or each sum."""
+    cell: Literal["lstm", "gru"] = "lstm"
+    """Recurrent: the cells of the layers."""
+    score: Literal["general", "dot"] = "general"
+    """rnn-luong: how states are compared, through a matrix or as they are."""
+    input_feeding: bool = True
+    """rnn-luong: whether the decoder reads what it predicted from last."""
     copy: bool = False
     """Also copy tokens of the source by a pointer, which needs one vocabulary for both sides."""
     tied: Literal["auto", "all", "inputs", "target", "none"] = "auto"
@@ -55,7 +63,7 @@ class SeqModelConfig:
     dropout: float = 0.1
     """Dropout on the embeddings, inside the feed-forward layers and after each sublayer."""
     scan_layers: bool = False
-    """Compile one layer for all of them, which is faster to compile and a little slower to run."""
+    """Transformer: compile one layer for all of them."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """How the Transformer attends."""
 
@@ -65,7 +73,7 @@ class SeqModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.features % self.heads:
+        if self.name == "transformer" and self.features % self.heads:
             raise ValueError(f"features {self.features} must be a multiple of heads {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
@@ -87,19 +95,34 @@ class SeqModelConfig:
         """
         return self.config(tokens).build(rngs=rngs)
 
-    def config(self, tokens: PairTokens) -> Seq2SeqConfig:
+    def config(self, tokens: PairTokens) -> Seq2SeqConfig | RecurrentSeq2SeqConfig:
         """The config of the library's model."""
         tied = self.tied
         if tied == "auto":
             tied = "all" if tokens.joint else "target"
-        return Seq2SeqConfig(
-            source_vocabulary=tokens.source.size,
-            target_vocabulary=tokens.target.size,
-            encoder=self._stack(self.encoder_layers, tokens.config.max_source, reads=True),
-            decoder=self._stack(self.decoder_layers, tokens.config.max_target, reads=False),
-            tied=tied,
-            embedding_scale=self.features**0.5,
-            copy=self.copy,
+        common: dict[str, Any] = {
+            "source_vocabulary": tokens.source.size,
+            "target_vocabulary": tokens.target.size,
+            "tied": tied,
+            "embedding_scale": self.features**0.5,
+            "copy": self.copy,
+        }
+        if self.name == "transformer":
+            return Seq2SeqConfig(
+                encoder=self._stack(self.encoder_layers, tokens.config.max_source, reads=True),
+                decoder=self._stack(self.decoder_layers, tokens.config.max_target, reads=False),
+                **common,
+            )
+        return RecurrentSeq2SeqConfig(
+            features=self.features,
+            encoder_layers=self.encoder_layers,
+            decoder_layers=self.decoder_layers,
+            attention="bahdanau" if self.name == "rnn-bahdanau" else "luong",
+            score=self.score,
+            input_feeding=self.input_feeding,
+            cell=self.cell,
+            dropout_rate=self.dropout,
+            **common,
         )
 
     def _stack(self, layers: int, longest: int, *, reads: bool) -> TransformerConfig:
