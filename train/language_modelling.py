@@ -5,6 +5,22 @@ python -m train.language_modelling --data input.txt --tokens.kind character
 python -m train.language_modelling sample RUN_DIR "ROMEO:" --temperature 0.8
 python -m train.language_modelling predict RUN_DIR "A text." "Another one."
 python -m train.language_modelling evaluate RUN_DIR --split test
+
+What it gave (jax 0.10.2, CPU). Bits per byte of the text, every token and the end of every document
+predicted once. Beside it byte n-grams, mixed by Witten and Bell's method, which have no limit to
+what they see but their order.
+
+Docstrings in 2,000 BPE pieces: test 1.694 bits per byte; n-grams 1.809.
+
+python -m train.language_modelling
+
+Tiny Shakespeare with the small setting of nanoGPT (its README gives 1.88): SHAKESPEARE
+
+python -m train.language_modelling --data input.txt.gz --data.test-fraction 0 --seeds 0 1 2
+--tokens.kind character --length 64 --windows random --model.dropout 0 --model.no-bias
+--model.attention.no-bias --model.attention.positions learned --train.steps 2000
+--train.epochs None --train.batch-size 12 --train.optim.learning-rate 1e-3
+--train.optim.schedule.warmup-steps 100 --train.optim.schedule.final-fraction 0.1
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class Config(SeqConfig):
     run_dir: Path = Path("runs/summarisation")
     """Where everything about the run goes; run the same command again to resume."""
     data: SummaryData = field(default_factory=SummaryData)
-    """The texts and their summaries."""
+    """The texts and their summaries. A path can also be e-mails with subject lines as AESLC has
+    them: a folder with train, dev and test (.tar.gz each), or one archive per split."""
     tokens: PairTokensConfig = field(
         default_factory=lambda: PairTokensConfig(
             tokens=SeqTokeniserConfig(lowercase=True, max_vocabulary=6000, min_count=2),
@@ -43,7 +44,7 @@ class Config(SeqConfig):
     """How texts are cut into tokens, and how many there may be."""
     model: SeqModelConfig = field(
         default_factory=lambda: SeqModelConfig(
-            features=192, encoder_layers=2, decoder_layers=2, copy=True
+            features=128, encoder_layers=2, decoder_layers=2, copy=True
         )
     )
     """What reads and writes."""
@@ -51,12 +52,12 @@ class Config(SeqConfig):
     """Share of the target spread over the whole vocabulary; 0 where words are copied."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=15,
-            batch_size=32,
+            epochs=8,
+            batch_size=16,
             eval_batch_size=64,
             ema_decay=0.995,
             select_metric="rouge1",
-            optim=OptimConfig(learning_rate=1e-3),
+            optim=OptimConfig(learning_rate=2e-3),
         )
     )
     """The training loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import socket
 from pathlib import Path
@@ -15,6 +16,8 @@ from train.common.builders.quiet import quiet
 from train.common.extras import MissingExtraError
 
 CONNECT_SECONDS = 2.0
+_PARTS = ("question_answering", "summarization", "text", "translate")
+"""Parts of the catalogue that hold texts."""
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -31,6 +34,9 @@ def catalogue_builder(name: str, prepared_dir: Path) -> Any:
         MissingExtraError: preparing it needs TensorFlow.
     """
     data_dir = str(prepared_dir)
+    for part in _PARTS:
+        # These register their data sets only once something asks for them.
+        importlib.import_module(f"tensorflow_datasets.{part}")
     known = set(tfds.list_builders(with_community_datasets=False))
     if name.partition("/")[0].partition(":")[0] not in known:
         near = difflib.get_close_matches(name, known, n=3)
@@ -94,6 +100,8 @@ def _prepare(builder: Any, name: str, data_dir: str) -> None:
         ) from error
     except OSError as error:
         raise ConnectionError(f"{recipe}\n  the download failed: {error}") from error
+    except AssertionError as error:  # what it raises where files have to be fetched by hand
+        raise ValueError(f"{name} cannot be downloaded by a program: {error}") from error
 
 
 def _urls(builder: Any) -> list[str]:
