@@ -11,6 +11,7 @@ MODULES = (
     "attnjax",
     "attnjax.autotune",
     "attnjax.models",
+    "attnjax.models.decode",
     "attnjax.models.pretrained",
     "attnjax.nn",
 )

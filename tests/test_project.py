@@ -40,6 +40,7 @@ PUBLIC = {
         "attnjax",
         "attnjax.autotune",
         "attnjax.models",
+        "attnjax.models.decode",
         "attnjax.models.pretrained",
         "attnjax.nn",
     )
