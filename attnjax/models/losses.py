@@ -156,13 +156,12 @@ def token_losses(
         x = jnp.pad(x, [(0, 0), (0, 0), (0, parts * size - own), *rest])
         return jnp.moveaxis(x.reshape(B, shards, parts, size, *x.shape[3:]), 2, 0)
 
+    @jax.checkpoint
     def losses(part: tuple[Array, Array]) -> Array:
         x, target = (place_sequence(a, partition) for a in part)
         return cross_entropy(logits(x), target, smoothing=smoothing)
 
-    if parts == 1:
-        return losses((hidden, targets))
-    found = jax.lax.map(jax.checkpoint(losses), (cut(hidden), cut(targets)))
+    found = jax.lax.map(losses, (cut(hidden), cut(targets)))
     return jnp.moveaxis(found, 0, 2).reshape(B, shards, -1)[:, :, :own].reshape(B, T)
 
 

@@ -14,11 +14,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from attnjax.masks import Causal
-from attnjax.plan.language_model import MODELS, LanguageModel, Place, Remat, Size
+from attnjax.models import next_token_loss
+from attnjax.plan.language_model import MODELS, Remat, Size, config_of
 from attnjax.plan.workload import Change, Workload, attention_flops, lighter
 from attnjax.sharding.laying import BATCH_AXES, partition_on
 from attnjax.sharding.partition import Method
 from attnjax.sharding.rules import shardings
+
+Place = Callable[[Array, str], Array]
+"""`place(x, axes)` constrains where an activation lies, by a letter for each of its axes: B, T, or
+a dot for one that is not split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +136,8 @@ def make(training: Training, mesh: Mesh) -> Workload:
     if training.sequence % shards:
         raise ValueError(f"sequence: expected a multiple of seq={shards}, got {training.sequence}.")
     place, spread = placer(mesh), partition_on(sizes, training.method)
-    model = nnx.eval_shape(
-        lambda: LanguageModel(
-            training.size_of_model, remat=training.remat, spread=spread, rngs=nnx.Rngs(0)
-        )
-    )
+    config = config_of(training.size_of_model, remat=training.remat, spread=spread)
+    model = nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
     parts: tuple[Any, ...] = nnx.split(model, nnx.Param, ...)
     graph, params, rest = parts
     optimizer = optax.chain(
@@ -149,7 +151,7 @@ def make(training: Training, mesh: Mesh) -> Workload:
     def step(params: Any, moments: Any, tokens: Array, targets: Array) -> Any:
         def gradients(tokens: Array, targets: Array) -> Any:
             def loss(params: Any) -> Array:
-                return nnx.merge(graph, params, rest).loss(tokens, targets, place, shards)
+                return next_token_loss(nnx.merge(graph, params, rest), tokens, targets)
 
             value, grads = jax.value_and_grad(loss)(params)
             # Else devices might sum up, and keep, all of the gradients.
