@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from attnjax.models.decode.sampling import Sampling
+from attnjax.models.decode.stepping import as_pytree
 from attnjax.typing import is_concrete
 
 DecodeFn = Callable[[Array, Any], tuple[Array, Any]]
@@ -152,10 +153,3 @@ def check_allowed(allowed: Any, B: int) -> Any:
     if is_concrete(allowed) and not np.asarray(allowed).any(axis=-1).all():
         raise ValueError("allowed: expected at least one token of each example, got none.")
     return jnp.asarray(allowed)
-
-
-def as_pytree(function: Callable[..., Any]) -> Any:
-    """Returns a function that `jax.jit` takes as an argument, arrays that it declares included."""
-    leaves = jax.tree.leaves(function)
-    alone = len(leaves) == 1 and leaves[0] is function
-    return jax.tree_util.Partial(function) if alone else function

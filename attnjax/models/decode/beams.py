@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from attnjax.models.decode.arguments import (
     Allowed,
     DecodeFn,
-    as_pytree,
     check_allowed,
     check_count,
     check_ends,
@@ -24,6 +23,7 @@ from attnjax.models.decode.arguments import (
 )
 from attnjax.models.decode.hypotheses import NOTHING, Hypotheses, Scoring, merge
 from attnjax.models.decode.prompts import allowed_now, check_logits, read_prompt
+from attnjax.models.decode.stepping import as_pytree
 from attnjax.typing import is_concrete
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from attnjax.models.decode.arguments import (
     Allowed,
     DecodeFn,
-    as_pytree,
     check_allowed,
     check_count,
     check_ends,
@@ -24,6 +23,7 @@ from attnjax.models.decode.arguments import (
 )
 from attnjax.models.decode.prompts import allowed_now, check_logits, is_end, read_prompt
 from attnjax.models.decode.sampling import GREEDY, Sampling, choose, penalised
+from attnjax.models.decode.stepping import as_pytree
 from attnjax.typing import is_concrete
 
 
@@ -112,9 +112,9 @@ def generate(
     depend on the others, save that a batch of another size may round differently.
 
     Args:
-      decode: `decode(tokens [B, T], cache) -> (logits [B, T, V], cache)`, for example
-        `decode_fn(model)`. Of a plain function, whatever it closes over becomes part of the
-        program, and each new function is compiled anew.
+      decode: `decode(tokens [B, T], cache) -> (logits [B, T, V], cache)`: `decode_fn(model)`, or
+        `model.decode` of an `nnx.Module`, which is the same, without dropout. Of a plain function,
+        whatever it closes over becomes part of the program, and each new function is compiled anew.
       cache: for `P + max_tokens - 1` positions; for prompts of several lengths an empty one, with
         `rewind(lengths)`.
       prompt: at least one token of each example, padded on the right.

@@ -210,6 +210,25 @@ def test_one_program_serves_all_prompts_and_models_of_one_shape(model):
     assert len(traces) == 1 and outputs[0] != outputs[1] and outputs[0] != outputs[2]
 
 
+def test_a_method_of_a_module_follows_its_parameters():
+    class Table(nnx.Module):
+        def __init__(self):
+            self.logits = nnx.Param(jnp.asarray([0.0, 1.0, 0.0]))
+            self.dropout = nnx.Dropout(0.9, rngs=nnx.Rngs(0))
+
+        def next(self, tokens, cache):
+            logits = self.dropout(jnp.broadcast_to(self.logits[...], (*tokens.shape, 3)))
+            return logits, cache
+
+    model = Table()
+    run = functools.partial(
+        generate, model.next, (), jnp.zeros((1, 1), int), max_tokens=9, end=None
+    )
+    assert run().tokens.tolist() == [[1] * 9]
+    model.logits[...] = jnp.asarray([0.0, 1.0, 2.0])
+    assert run().tokens.tolist() == [[2] * 9]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
