@@ -12,7 +12,7 @@ import pytest
 
 from train.common.lm_outcome import excerpts
 from train.common.lm_run import Language
-from train.language_modelling import main
+from train.language_modelling import main, prepare
 
 VERBS = {"cat": "sleeps", "dog": "barks", "hen": "clucks", "cow": "moos"}
 
@@ -139,6 +139,8 @@ def test_a_dry_run_leaves_nothing_behind(files: Path, tmp_path: Path, capsys) ->
     said = capsys.readouterr().out
     assert "temporaries" in said and "% full" in said
     assert not (tmp_path / "run").exists()
+    task, config = prepare(arguments(files, tmp_path / "run"))
+    assert task.data.train_size > 20 and config.batch_size == 8
 
 
 @pytest.mark.slow
