@@ -138,6 +138,7 @@ def test_a_checkpoint_of_another_config_is_refused(finished: Path, tmp_path: Pat
     assert "was saved as float32[3, 32, 16]" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_behind(files, tmp_path: Path, capsys) -> None:
     arguments = choose_arguments(files, tmp_path / "run", "--train.dry-run", "--max-history", "3")
     assert main(arguments) == 0

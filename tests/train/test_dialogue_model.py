@@ -78,7 +78,7 @@ def _expected(model, b: int, state: np.ndarray) -> np.ndarray:
     return np.array(scores)
 
 
-@pytest.mark.parametrize("pointers", [0, P])
+@pytest.mark.parametrize("pointers", [pytest.param(0, marks=pytest.mark.slow), P])
 def test_scores_are_sums_over_words(pointers):
     model = _model(pointers=pointers)
     model.eval()
