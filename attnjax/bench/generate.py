@@ -36,6 +36,9 @@ from attnjax.models.decode import decode_fn, generate
 from attnjax.models.pretrained import load
 
 SEED = 0
+HEADER = """\
+| batch | | tokens/s | processor ms a step | threads | ratio of tokens/s |
+|---|---|---|---|---|---|"""
 Run = Callable[[], np.ndarray]
 
 
@@ -180,22 +183,19 @@ def _best_threads(run: Callable[..., np.ndarray], count: int) -> int:
     return best
 
 
-def table(speeds: Sequence[Speed], sizes: Sizes) -> Iterator[str]:
-    """Yields the lines of a table in Markdown."""
-    yield "| batch | | tokens/s | processor ms a step | threads | ratio of tokens/s |"
-    yield "|---|---|---|---|---|---|"
-    for speed in speeds:
-        for name, seconds, busy, threads, ratio in (
-            ("attnjax", speed.ours, speed.ours_busy, "all", f"{speed.ratio:.2f}"),
-            ("transformers", speed.theirs, speed.theirs_busy, str(speed.threads), "1.00"),
-        ):
-            rate = speed.batch * sizes.tokens / statistics.median(seconds)
-            step = 1e3 * statistics.median(busy) / sizes.tokens
-            yield f"| {speed.batch} | {name} | {rate:.1f} | {step:.1f} | {threads} | {ratio} |"
+def rows(speed: Speed, sizes: Sizes) -> Iterator[str]:
+    """Yields the rows of a table in Markdown, under `HEADER`."""
+    for name, seconds, busy, threads, ratio in (
+        ("attnjax", speed.ours, speed.ours_busy, "all", f"{speed.ratio:.2f}"),
+        ("transformers", speed.theirs, speed.theirs_busy, str(speed.threads), "1.00"),
+    ):
+        rate = speed.batch * sizes.tokens / statistics.median(seconds)
+        step = 1e3 * statistics.median(busy) / sizes.tokens
+        yield f"| {speed.batch} | {name} | {rate:.1f} | {step:.1f} | {threads} | {ratio} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints a table, and says whether transformers is reached at each batch size."""
+    """Measures, and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,8 +209,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = Sizes(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Sizes)})
     theirs, ours = models(sizes)
     print(f"{sum(x.numel() for x in theirs.parameters()) / 1e6:.1f} million parameters, {sizes}")
-    speeds = [measure(theirs, ours, sizes, batch, arguments.rounds) for batch in arguments.batch]
-    print("\n".join(table(speeds, sizes)))
+    print(HEADER, flush=True)
+    speeds = []
+    for batch in arguments.batch:
+        speeds.append(measure(theirs, ours, sizes, batch, arguments.rounds))
+        print("\n".join(rows(speeds[-1], sizes)), flush=True)
     if arguments.json is not None:
         found = [{**dataclasses.asdict(speed), "ratio": speed.ratio} for speed in speeds]
         result = {"fingerprint": fingerprint(), "sizes": dataclasses.asdict(sizes), "found": found}
