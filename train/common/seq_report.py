@@ -67,7 +67,13 @@ def alignment_figure(alignment: Alignment) -> Markup:
     axis = figure.subplots()
     image = axis.imshow(alignment.weights, cmap="YlOrBr", vmin=0, vmax=1, aspect="auto")
     figure.colorbar(image, ax=axis, label="share of the attention")
-    axis.set_xticks(range(columns), [_label(piece) for piece in alignment.source], rotation=60)
+    axis.set_xticks(
+        range(columns),
+        [_label(piece) for piece in alignment.source],
+        rotation=60,
+        ha="left",
+        rotation_mode="anchor",
+    )
     axis.set_yticks(range(rows), [_label(piece) for piece in alignment.output])
     axis.set(xlabel="source", ylabel="output")
     axis.xaxis.set_label_position("top")
@@ -76,6 +82,5 @@ def alignment_figure(alignment: Alignment) -> Markup:
 
 
 def _label(piece: str) -> str:
-    """A piece as a label: what begins with a space begins a word, and dollars are no formula."""
-    text = piece.replace(" ", "\N{OPEN BOX}") if piece.strip() else "\N{OPEN BOX}"
-    return text.lstrip("\N{OPEN BOX}").replace("$", r"\$") or "\N{OPEN BOX}"
+    """A piece as a label: nothing is invisible, and what stands between dollars is no formula."""
+    return piece.strip().replace("$", r"\$") or "\N{OPEN BOX}"
