@@ -7,14 +7,16 @@ python -m train.language_modelling predict RUN_DIR "A text." "Another one."
 python -m train.language_modelling evaluate RUN_DIR --split test
 
 What it gave (jax 0.10.2, CPU). Bits per byte of the text, every token and the end of every document
-predicted once. Beside it byte n-grams, mixed by Witten and Bell's method, which have no limit to
-what they see but their order.
+predicted once. Beside it byte n-grams, mixed by Witten and Bell's method.
 
 Docstrings in 2,000 BPE pieces: test 1.694 bits per byte; n-grams 1.809.
 
-python -m train.language_modelling
+python -m train.language_modelling --train.epochs 6
 
-Tiny Shakespeare with the small setting of nanoGPT (its README gives 1.88): SHAKESPEARE
+Tiny Shakespeare with the small setting of nanoGPT, which reports 1.88 nats per character on the
+last tenth of the text: 1.853 (0.009), mean and standard deviation of 3 seeds, each in about 6 CPU
+minutes; n-grams 1.669. 805,504 parameters, nanoGPT's 804,096; both see the 0 to 63 characters since
+their window began.
 
 python -m train.language_modelling --data input.txt.gz --data.test-fraction 0 --seeds 0 1 2
 --tokens.kind character --length 64 --windows random --model.dropout 0 --model.no-bias
@@ -76,7 +78,7 @@ class Config:
     """Several seeds: one run each, in RUN_DIR/seed-N, then a table of their results."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=6,
+            epochs=4,
             batch_size=4,
             eval_batch_size=32,
             select_metric="bits_per_byte",
@@ -181,9 +183,11 @@ def train_one(config: Config, data: Documents, baseline: NgramBaseline | None) -
     task = make_task(config, data, tokeniser)
     result = run(task, config.train, config.run_dir, describe=config.describe())
     assert result is not None  # only a dry run has none
-    metrics = result.evaluate(data.measured)
+    metrics = result.evaluate(data.measured)  # on the mesh, by all processes
+    if baseline is None:
+        return None
     language = Language(result.model(), tokeniser, config.length)
-    return None if baseline is None else finish(result, metrics, language, data, baseline)
+    return finish(result, metrics, language, data, baseline)
 
 
 def prepare(argv: Sequence[str]) -> tuple[Task, TrainConfig]:

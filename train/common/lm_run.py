@@ -25,7 +25,7 @@ from train.common.lm_tokenise import BOUNDARY, LmTokeniser
 from train.common.result import Which, load_model
 from train.common.rundir import CONFIG
 
-TOKENISER = "documents.json"
+TOKENISER = "document_tokens.json"
 _ROWS = 32
 
 
