@@ -4,6 +4,22 @@ python -m train.summarisation                                    # train on the 
 python -m train.summarisation --data articles.jsonl --data.source-column body
 python -m train.summarisation predict RUN_DIR < texts.txt
 python -m train.summarisation evaluate RUN_DIR --split test
+
+What it gave (jax 0.10.2, CPU): ROUGE-1, -2 and -L, F1 with Porter's stemmer, of the test split.
+
+Docstrings to their first line, about 8 CPU minutes: 38.89, 20.04, 37.08; the first 10 words 25.44,
+8.68, 21.69. Many docstrings have a sibling: the summary of the nearest training text (TF-IDF of
+character n-grams, `train.common.nearest`) has 47.74, 30.78, 46.44.
+
+python -m train.summarisation
+
+AESLC (e-mails, subject lines), after 2 epochs and about 8 CPU minutes: 21.82, 8.41, 21.79; the
+first sentence 15.29, 6.58, 14.01; the subject of the nearest training e-mail 19.27, 10.00, 18.97. A
+published Transformer of 223 million parameters, not pretrained, has 15.04, 7.39, 14.93 (Zhang et
+al., "PEGASUS", 2020).
+
+python -m train.summarisation --data aeslc --tokens.max-target 16 --train.batch-size 32
+--train.epochs 4 --train.eval-every 450 --train.eval-batch-size 128
 """
 
 from __future__ import annotations
