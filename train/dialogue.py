@@ -40,8 +40,9 @@ from train.common.dialogue_writing import Write, write, writer_task
 from train.common.dialogues import Turn
 from train.common.knowledge import KnowledgeBase
 from train.common.rundir import CONFIG
-from train.common.seq_outcome import scores_line, search_notes
+from train.common.seq_outcome import search_notes
 from train.common.seq_run import DecodingConfig, Writer
+from train.common.seq_scores import scores_line
 from train.common.task import Task
 
 

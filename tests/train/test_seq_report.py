@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 
 from train.common import nearest
-from train.common.seq_outcome import (
-    SeqBaseline,
-    SeqOutcome,
-    chosen,
-    scores_line,
-    search_notes,
-    seeds_table,
-)
+from train.common.seq_outcome import SeqOutcome, chosen, search_notes, seeds_table
 from train.common.seq_report import alignment_figure
 from train.common.seq_run import Alignment, DecodingConfig, Written
+from train.common.seq_scores import SeqBaseline, scores_line
 from train.common.text_pairs import Pair, TextPairs
 from train.common.translation_scores import TranslationScores
 

@@ -17,8 +17,9 @@ from train.common.optim import OptimConfig
 from train.common.pair_batches import PairBatches
 from train.common.pair_tokens import PairTokens, PairTokensConfig
 from train.common.seq_models import SeqModelConfig
-from train.common.seq_outcome import SeqBaseline, SeqOutcome, finish_seq, seeds_table
+from train.common.seq_outcome import SeqOutcome, finish_seq, seeds_table
 from train.common.seq_run import DecodingConfig, Writer
+from train.common.seq_scores import SeqBaseline
 from train.common.seq_task import seq_task
 from train.common.task import Task
 from train.common.text_pairs import TextPairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from train.common.seq_outcome import Scorer, SeqBaseline
+from train.common.seq_scores import Scorer, SeqBaseline
 from train.common.text_pairs import TextPairs
 
 COUNTS = (3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from train.common.seq_outcome import Scorer, SeqBaseline
+from train.common.seq_scores import Scorer, SeqBaseline
 from train.common.text_pairs import TextPairs
 
 DESCRIPTION = "the target of the most similar training source (TF-IDF of character 2- to 5-grams)"

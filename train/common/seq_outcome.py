@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -13,47 +12,10 @@ from train.common.files import write_json
 from train.common.metrics import read_history
 from train.common.result import RunResult
 from train.common.seq_run import Writer, Written
+from train.common.seq_scores import Scorer, SeqBaseline, scores_line
 from train.common.text_pairs import TextPairs
 
 REPORT, RESULT = "report.html", "result.json"
-
-
-class Scorer(Protocol):
-    """How outputs are compared with references."""
-
-    primary: str
-    """The score that a run is judged by."""
-
-    def __call__(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """Scores of a whole split by name, more being better."""
-        ...
-
-    def signatures(self) -> Mapping[str, str]:
-        """How each score is computed, for people."""
-        ...
-
-
-@dataclass(frozen=True)
-class SeqBaseline:
-    """What a simple method writes."""
-
-    description: str
-    """What it does, for people."""
-    outputs: tuple[str, ...]
-    """Its outputs on the test split."""
-    test: Mapping[str, float]
-    """Their scores."""
-
-    @classmethod
-    def of(
-        cls, description: str, outputs: Sequence[str], data: TextPairs, scorer: Scorer
-    ) -> SeqBaseline:
-        """Scores the outputs of a method on the test split."""
-        return cls(description, tuple(outputs), scorer(outputs, data.targets("test")))
-
-    def describe(self) -> str:
-        """One line for people."""
-        return f"{self.description}: {scores_line(self.test)}"
 
 
 @dataclass(frozen=True)
@@ -158,11 +120,6 @@ def chosen(data: TextPairs, written: Sequence[Written], *, count: int = 12) -> l
     spread = [int(order[place]) for place in places]
     # A picture of a long text is unreadable, one of a word says nothing.
     return sorted(spread, key=lambda i: not 20 <= len(data.splits["test"][i].source) <= 120)
-
-
-def scores_line(scores: Mapping[str, float]) -> str:
-    """Scores in one line."""
-    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
 
 
 def seeds_table(outcomes: Mapping[int, SeqOutcome]) -> str:

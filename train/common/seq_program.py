@@ -18,16 +18,9 @@ from train.common.loop import run
 from train.common.pair_batches import PairBatches
 from train.common.pair_tokens import PairTokens, PairTokensConfig
 from train.common.seq_models import SeqModelConfig
-from train.common.seq_outcome import (
-    Scorer,
-    SeqBaseline,
-    SeqOutcome,
-    finish_seq,
-    scores_line,
-    search_notes,
-    seeds_table,
-)
+from train.common.seq_outcome import SeqOutcome, finish_seq, search_notes, seeds_table
 from train.common.seq_run import DecodingConfig, Writer, described_seq_run
+from train.common.seq_scores import Scorer, SeqBaseline, scores_line
 from train.common.seq_task import seq_task
 from train.common.task import Task
 from train.common.text_pairs import TextPairs

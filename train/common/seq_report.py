@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from train.common.labelled_text import SPLITS
 from train.common.page import curves, run_description, svg, write_page
-from train.common.seq_outcome import SeqBaseline
 from train.common.seq_run import Alignment, Written
+from train.common.seq_scores import SeqBaseline
 from train.common.text_pairs import Pair, TextPairs
 
 

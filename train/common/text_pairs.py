@@ -123,7 +123,7 @@ def hold_out_pairs(
     """
     sources = list(dict.fromkeys(pair.source for pair in train))
     order = np.random.default_rng(seed).permutation(len(sources))
-    split_of = {}
+    split_of: dict[str, str] = {}
     start = 0
     for split, fraction in fractions.items():
         stop = start + int(np.ceil(fraction * len(sources)))
