@@ -42,7 +42,7 @@ from attnjax.models.decode import Sampling
 from train.common import cli
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
-from train.common.document_source import DocumentConfig
+from train.common.document_data import DocumentConfig
 from train.common.documents import Documents
 from train.common.entry import one_per_seed, say_notes, started, task_fields
 from train.common.lm_batches import LmBatches, Windows

@@ -20,7 +20,7 @@ from train.common.builders.docstring_corpus import (
     split_of,
 )
 from train.common.builders.docstrings import prepared
-from train.common.document_source import DocumentConfig
+from train.common.document_data import DocumentConfig
 from train.common.labelled_text import LabelledText
 from train.common.sources import TextDataConfig
 

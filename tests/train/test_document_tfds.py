@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from train.common import catalogue
-from train.common.document_source import DocumentConfig
+from train.common.document_data import DocumentConfig
 from train.common.summary_data import SummaryData
 
 

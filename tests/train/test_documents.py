@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train.common.document_source import DocumentConfig
+from train.common.document_data import DocumentConfig
 from train.common.documents import FEW, Documents, hold_out
 
 

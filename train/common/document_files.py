@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from train.common.document_source import DocumentConfig
+from train.common.document_source import DocumentSource
 from train.common.documents import SPLITS, Documents, hold_out
 from train.common.text_files import read_text
 
@@ -15,7 +15,7 @@ _TEXT, _RECORDS = (".txt", ".text", ".md", ".rst"), (".jsonl", ".ndjson")
 _COLUMNS = ("text", "content", "document", "body")
 
 
-def load_files(config: DocumentConfig) -> Documents:
+def load_files(config: DocumentSource) -> Documents:
     """Reads the training files and, where given, the validation and test files.
 
     What has no files of its own is held out of the training files.
@@ -39,7 +39,7 @@ def load_files(config: DocumentConfig) -> Documents:
     return Documents(ordered, ", ".join(config.source), tuple(n for n in (*notes, note) if n))
 
 
-def _documents(paths: Sequence[str], config: DocumentConfig, notes: list[str]) -> list[str]:
+def _documents(paths: Sequence[str], config: DocumentSource, notes: list[str]) -> list[str]:
     documents: list[str] = []
     for path in map(Path, paths):
         for file in _files(path, notes):
@@ -89,7 +89,7 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _read(path: Path, config: DocumentConfig) -> Iterator[str]:
+def _read(path: Path, config: DocumentSource) -> Iterator[str]:
     text = read_text(path, config.encoding)
     if _suffix(path) in _RECORDS:
         yield from _records(path, text, config)
@@ -102,7 +102,7 @@ def _read(path: Path, config: DocumentConfig) -> Iterator[str]:
         yield text
 
 
-def _records(path: Path, text: str, config: DocumentConfig) -> Iterator[str]:
+def _records(path: Path, text: str, config: DocumentSource) -> Iterator[str]:
     # Not splitlines: it would also cut at characters that JSON strings may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

@@ -1,20 +1,19 @@
-"""`DocumentConfig`: `--data builtin`, `tfds:<name>` or paths, as one `Documents`."""
+"""`DocumentSource`: which texts, what a document is, and what is held out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 import tyro
 
-from train.common.documents import Documents, HoldOut
+from train.common.documents import HoldOut
 from train.common.text_source import default_data_dir
 
 
 @dataclass(frozen=True)
-class DocumentConfig:
+class DocumentSource:
     """Which texts, what a document is, and what is held out.
 
     Raises:
@@ -86,25 +85,3 @@ class DocumentConfig:
     def prepared_dir(self) -> Path:
         """The folder of prepared data sets, absolute."""
         return default_data_dir(self.data_dir)
-
-    def load(self) -> Documents:
-        """Reads all documents into memory.
-
-        Raises:
-            ValueError: the data can't be what was asked for; names the file and line.
-            FileNotFoundError: a path does not exist.
-            ConnectionError: a `tfds:` data set has to be fetched and can't be; says what to do.
-            MissingExtraError: a `tfds:` data set needs TensorFlow.
-        """
-        # Imported here: reading a text file should not wait for tensorflow-datasets.
-        if self.is_file:
-            from train.common.document_files import load_files as load
-        else:
-            from train.common.document_tfds import load_tfds as load
-        data = load(self)
-        if self.max_train is not None:
-            train = data.splits["train"]
-            order = np.random.default_rng(self.split_seed).permutation(len(train))
-            kept = tuple(train[i] for i in order[: self.max_train])
-            data = replace(data, splits={**data.splits, "train": kept})
-        return data.with_leak_note()

@@ -9,11 +9,11 @@ import tensorflow_datasets as tfds
 
 from train.common.builders import docstrings
 from train.common.catalogue import catalogue_builder, read_records
-from train.common.document_source import DocumentConfig
+from train.common.document_source import DocumentSource
 from train.common.documents import SPLITS, Documents, hold_out
 
 
-def load_tfds(config: DocumentConfig) -> Documents:
+def load_tfds(config: DocumentSource) -> Documents:
     """Reads `builtin` or `tfds:<name>`, preparing it first where that is still to do.
 
     Raises:
@@ -46,7 +46,7 @@ def load_tfds(config: DocumentConfig) -> Documents:
     return Documents(ordered, builder.info.full_name, tuple(n for n in (*notes, note) if n))
 
 
-def _docstrings(config: DocumentConfig) -> Documents:
+def _docstrings(config: DocumentSource) -> Documents:
     """A document is what is left of one docstring, a sentence a line."""
     builder = docstrings.prepared(config.prepared_dir)
     splits = {}
@@ -59,7 +59,7 @@ def _docstrings(config: DocumentConfig) -> Documents:
     return Documents(splits, builder.info.full_name)
 
 
-def _column(builder: Any, config: DocumentConfig) -> str:
+def _column(builder: Any, config: DocumentSource) -> str:
     """The feature that holds the text: the one asked for, the input, or the only one there is."""
     features = dict(builder.info.features.items())
     texts = [n for n, f in features.items() if isinstance(f, tfds.features.Text)]
