@@ -44,7 +44,7 @@ class DecoderCache:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        k = self.layers.k
+        k: Any = self.layers.k  # arrays, where layers are a list
         return k[0].shape if isinstance(k, PerLayer) else k.shape[1:]
 
     def rewind(self, length: int | Int[Array, "*B"]) -> DecoderCache:
@@ -55,7 +55,8 @@ class DecoderCache:
     def take(self, index: Int[Array, "A"]) -> DecoderCache:
         """Returns the cache of some examples, the memory included; `KVCache.take` says how."""
         check_examples(index, self._shape[0])
-        axis = 0 if isinstance(self.layers.k, PerLayer) else 1
+        k: Any = self.layers.k
+        axis = 0 if isinstance(k, PerLayer) else 1
         layers, memory = jax.tree.map(
             lambda x: taken(x, index, axis=axis), (self.layers, self.memory)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ class LayerStack(nnx.Module):
             return x, results
         results = []
         for n, layer in enumerate(self.layers):
-            part = _map_layers(lambda a, n=n: a[n], per_layer)
+            part = _map_layers(operator.itemgetter(n), per_layer)
             if self.remat == "none":
                 x, result = function(layer, x, part)
             else:
