@@ -175,3 +175,16 @@ def test_what_is_written_for_a_value() -> None:
     for language in spelt_corpus.LANGUAGES:
         for value in (7, (3, 99), date(2004, 2, 29)):
             assert not any(c.isdigit() for c in spelt_out(value, language))
+
+
+def test_multi30k_as_it_is_published(shared_data) -> None:
+    folder = shared_data("machine_translation/multi30k_en_de")
+    train, dev, test = (str(folder / name) for name in ("train", "val", "test_2016_flickr"))
+    config = TranslationData(source=train, validation=dev, test=test, languages=("en", "de"))
+    data = config.load()
+    assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [29_000, 1_014, 1_000]
+    assert data.splits["test"][0] == Pair(
+        "A man in an orange hat starring at something.",
+        "Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.",
+    )
+    assert data.notes == ("1 of 1014 validation sources also stand in the training split",)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from train.common.pair_tokens import PairTokens, PairTokensConfig
+from train.common.rundir import CONFIG
 from train.common.seq_tokenise import (
     BEGIN_ID,
     END_ID,
@@ -109,3 +110,14 @@ def test_broken_tokenisers_are_named(tmp_path: Path) -> None:
     for field in ("max_source", "max_target"):
         with pytest.raises(ValueError, match=field):
             PairTokensConfig(**{field: 1})
+
+
+def test_only_a_run_that_was_claimed_keeps_its_tokenisers(tmp_path: Path) -> None:
+    config = PairTokensConfig(SeqTokeniserConfig(kind="word"))
+    first, second = config.train(pairs(("a", "b"))), config.train(pairs(("c d", "e")))
+    first.save(tmp_path)
+    second.save(tmp_path)  # the first was given up before its run began
+    assert PairTokens.load(tmp_path, config).fingerprint == second.fingerprint
+    (tmp_path / CONFIG).write_text("{}")
+    first.save(tmp_path)
+    assert PairTokens.load(tmp_path, config).fingerprint == second.fingerprint
