@@ -5,22 +5,27 @@ python -m train.translation --data.languages en fr
 python -m train.translation predict RUN_DIR "one hundred and twelve"
 python -m train.translation evaluate RUN_DIR --split test
 
-What it gave (jax 0.10.2, CPU). Texts are as they stand in the data, cased and not tokenised;
+Pairs are lines of two files, plain or .gz (--data train.en --data.target train.de, or prefixes with
+--data.languages en de, as below), columns of a .csv, .tsv or .jsonl file, or tfds:NAME:
+tfds:wmt14_translate/de-en and tfds:ted_hrlr_translate/pt_to_en for instance.
+
+What it gave (jax 0.10.2, CPU, seed 0). Texts are as they stand in the data, cased and not tokenised;
 sacrebleu's signature is nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0.
 
-Numbers, prices and dates in words, English to German, about 8 CPU minutes: BLEU 99.60, chrf 99.82;
-the translation of the nearest training source 29.63, 74.82.
+Numbers, prices and dates in words, English to German, 4 CPU minutes: BLEU 99.60, chrF 99.82; the
+translation of the nearest training source 29.63, 74.82.
 
-python -m train.translation
+python -m train.translation --train.eval-every 235
 
-Multi30k, English to German, test_2016_flickr, at most 60 minutes on 4 CPU cores: not measured yet.
-A published Transformer of these sizes has 41.02, trained for longer, with more batches averaged
-(Wu et al., "Good for Misconceived Reasons", 2021).
+Multi30k, English to German, test_2016_flickr: the translation of the nearest training source has
+BLEU 7.83, chrF 32.71; a published Transformer of these sizes, trained for longer, 41.02 (Wu et al.,
+"Good for Misconceived Reasons", 2021). This command should take less than an hour on 4 cores, 2.1
+million parameters and 6,344 steps of about one CPU second; it has not been run to its end yet.
 
 python -m train.translation --data train --data.validation val --data.test test_2016_flickr
 --data.languages en de --tokens.max-vocabulary 6000 --model.encoder-layers 4
 --model.decoder-layers 4 --model.dropout 0.3 --model.attention.positions sinusoidal
---train.batch-size 128 --train.epochs 32 --train.eval-every 906 --train.ema-decay 0.999
+--train.batch-size 128 --train.epochs 28 --train.eval-every 793 --train.ema-decay 0.999
 --train.optim.learning-rate 3e-3 --train.optim.b2 0.98
 """
 
