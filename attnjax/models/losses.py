@@ -85,24 +85,18 @@ def next_token_loss(
     Raises:
       ValueError: if an argument is wrong.
     """
-    hidden: Any = model.hidden(tokens, mask=mask, positions=positions)
-    losses = token_losses(
-        model.logits,
-        hidden,
-        targets,
-        smoothing=smoothing,
-        block=block,
-        partition=model.decoder.stack.partition,
-    )
-    if weights is None:
-        return jnp.sum(losses) / losses.size
-    if weights.shape != targets.shape:
+    if weights is not None and weights.shape != targets.shape:
         raise ValueError(
             f"weights: expected shape {list(targets.shape)}, the targets', got "
             f"{list(weights.shape)}."
         )
-    total = jnp.sum(weights, dtype=jnp.float32)
-    return jnp.sum(jnp.where(weights == 0, 0, losses * weights)) / jnp.where(total == 0, 1, total)
+    hidden: Any = model.hidden(tokens, mask=mask, positions=positions)
+    partition = model.decoder.stack.partition
+    total, _ = _by_parts(model.logits, hidden, targets, weights, smoothing, block, partition)
+    if weights is None:
+        return total / targets.size
+    count = jnp.sum(weights, dtype=jnp.float32)
+    return total / jnp.where(count == 0, 1, count)
 
 
 def token_losses(
@@ -131,6 +125,20 @@ def token_losses(
     Raises:
       ValueError: if shapes do not fit, or `block` is below 1.
     """
+    _, losses = _by_parts(logits, hidden, targets, None, smoothing, block, partition)
+    return losses
+
+
+def _by_parts(
+    logits: Callable[[Array], Array],
+    hidden: Array,
+    targets: Array,
+    weights: Array | None,
+    smoothing: float,
+    block: int,
+    partition: Partition | None,
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+    """Returns the weighted sum of the losses, and each of them; what is not used costs nothing."""
     check_tokens("targets", targets)
     if targets.shape != hidden.shape[:2]:
         raise ValueError(
@@ -148,6 +156,8 @@ def token_losses(
     own = T // shards
     parts = -(-own // block)
     size = -(-own // parts)
+    if weights is None and parts * size > own:
+        weights = jnp.ones(targets.shape, jnp.float32)
 
     def cut(x: Array) -> Array:
         """Cuts the positions of every device into parts, parts first."""
@@ -157,12 +167,16 @@ def token_losses(
         return jnp.moveaxis(x.reshape(B, shards, parts, size, *x.shape[3:]), 2, 0)
 
     @jax.checkpoint
-    def losses(part: tuple[Array, Array]) -> Array:
-        x, target = (place_sequence(a, partition) for a in part)
-        return cross_entropy(logits(x), target, smoothing=smoothing)
+    def add(total: Array, part: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+        x, target, weight = jax.tree.map(lambda a: place_sequence(a, partition), part)
+        losses = cross_entropy(logits(x), target, smoothing=smoothing)
+        # A target that does not count need not be a token.
+        counted = losses if weight is None else jnp.where(weight == 0, 0, losses * weight)
+        return total + jnp.sum(counted), losses
 
-    found = jax.lax.map(losses, (cut(hidden), cut(targets)))
-    return jnp.moveaxis(found, 0, 2).reshape(B, shards, -1)[:, :, :own].reshape(B, T)
+    total, found = jax.lax.scan(add, jnp.float32(0), jax.tree.map(cut, (hidden, targets, weights)))
+    losses = jnp.moveaxis(found, 0, 2).reshape(B, shards, -1)[:, :, :own].reshape(B, T)
+    return total, losses
 
 
 def _shards(partition: Partition | None) -> int:
