@@ -113,6 +113,7 @@ def test_a_sample_is_written_as_it_comes_and_repeats(finished: Path, capsys) -> 
     assert "1 characters of the prompt never occurred" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sample_goes_on_beyond_the_context(finished: Path) -> None:
     from attnjax.models.decode import Sampling
 
@@ -134,6 +135,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, files: Path, capsys
     assert "windows" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_behind(files: Path, tmp_path: Path, capsys) -> None:
     assert main(arguments(files, tmp_path / "run", "--train.dry-run")) == 0
     said = capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""The whole program through its command line, on texts that take seconds."""
+"""The whole program through its command line, on texts that take seconds.
+
+`make test` leaves the training out: that of translation goes the same ways.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +65,7 @@ def result(run_dir: Path) -> dict:
     return json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_it_learns_to_copy_and_stands_beside_the_baseline(finished: Path) -> None:
     found = result(finished)
     assert found["test"]["rouge1"] > 80
@@ -73,6 +77,7 @@ def test_it_learns_to_copy_and_stands_beside_the_baseline(finished: Path) -> Non
     assert "<script" not in page and page.count("<svg") >= 2
 
 
+@pytest.mark.slow
 def test_predict_and_evaluate_use_what_was_trained(finished: Path, capsys, monkeypatch) -> None:
     assert main(["predict", str(finished), "on the of bob is there", "--json"]) == 0
     (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -85,6 +90,7 @@ def test_predict_and_evaluate_use_what_was_trained(finished: Path, capsys, monke
     assert f"rouge1 {result(finished)['test']['rouge1']:.2f}" in said and "Porter" in said
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(finished: Path, files: Path, capsys) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(arguments(files, finished, "--train.epochs", "11")) == 2
@@ -92,6 +98,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path, files: Path, capsys
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_behind_and_the_planner_gets_the_task(
     files: Path, tmp_path: Path, capsys
 ) -> None:
@@ -205,6 +212,7 @@ def test_a_folder_that_is_no_run_is_named(command: str, tmp_path: Path, capsys) 
     assert "nowhere is no run directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_config_is_refused(finished: Path, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other"
     shutil.copytree(finished, other)
