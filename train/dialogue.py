@@ -6,6 +6,27 @@ python -m train.dialogue predict RUN_DIR "hello" "i need a room in oslo"
 python -m train.dialogue write --data transcripts.txt     # write answers, from open chat
 python -m train.dialogue evaluate RUN_DIR --split test
 python -m train.dialogue chat RUN_DIR
+
+Transcripts are lines `NAME: text`, a blank line between conversations.
+
+What it gave (jax 0.10.2, CPU; per cent of right answers, choosing among all candidates; oov: a test
+with values that training never shows; the baseline gives training's answer to the likest words of
+the user). dialog-bAbI has 4,212 candidates; the published memory network has 99.9, 100, 74.9, 59.5
+and 96.1 on the test splits.
+
+task      seeds     test    oov   baseline (test)   CPU minutes a run
+1         0 1 2    99.92  98.90             65.85                 1.2
+2         0        99.85  99.96             78.87                 2.3
+3         0        94.11  95.48             64.91                 4.8
+4         0 1 2   100.00 100.00             57.18                 0.7
+5         0        99.27  98.20             60.52                 8.5
+builtin   0        83.55  93.04             51.83                 5.5
+
+python -m train.dialogue --data dialog_babi --data.task TASK --train.eval-every 600   # 1540 in task
+3, 1200 in task 5; `--seeds 0 1 2` where there are three
+
+python -m train.dialogue --train.epochs 5    # builtin: what is wrong are offers; the names of hotels
+are learnt by heart, so that new ones (oov) do better
 """
 
 from __future__ import annotations
