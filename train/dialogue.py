@@ -22,11 +22,11 @@ task      seeds     test    oov   baseline (test)   CPU minutes a run
 5         0        99.27  98.20             60.52                 8.5
 builtin   0        83.55  93.04             51.83                 5.5
 
-python -m train.dialogue --data dialog_babi --data.task TASK --train.eval-every 600   # 1540 in task
-3, 1200 in task 5; `--seeds 0 1 2` where there are three
+python -m train.dialogue --data dialog_babi --data.task TASK --train.eval-every 600
+(1540 in task 3, 1200 in task 5; `--seeds 0 1 2` where there are three)
 
-python -m train.dialogue --train.epochs 5    # builtin: what is wrong are offers; the names of hotels
-are learnt by heart, so that new ones (oov) do better
+python -m train.dialogue --train.epochs 5
+(builtin; nearly all that is wrong are offers, by name and score of hotels; new names do better)
 """
 
 from __future__ import annotations
