@@ -229,6 +229,9 @@ def test_scores_weigh_tasks_alike(folder: Path):
     assert scores.mean_error == 0.5
     assert scores.failed == 1
     assert scores.accuracy == pytest.approx(15 / 25)
+    # One in twenty is no failure yet.
+    one = StoryScores.of(found[:1] * 20, [found[0].answer] * 19 + ["wrong"])
+    assert (one.mean_error, one.failed) == (0.05, 0)
     assert sorted(["qa10", "qa2", "qa1"], key=natural_order) == ["qa1", "qa2", "qa10"]
 
 

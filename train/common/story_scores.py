@@ -26,13 +26,13 @@ class StoryScores:
     @classmethod
     def of(cls, stories: Sequence[Story], answers: Sequence[str]) -> StoryScores:
         """Compares answers with the right ones, which must be equal to the letter."""
-        right: dict[str, list[bool]] = defaultdict(list)
+        wrong: dict[str, list[bool]] = defaultdict(list)
         for story, answer in zip(stories, answers, strict=True):
-            right[story.task].append(story.answer == answer)
-        tasks = sorted(right, key=natural_order)
+            wrong[story.task].append(story.answer != answer)
+        tasks = sorted(wrong, key=natural_order)
         return cls(
-            {task: 1 - float(np.mean(right[task])) for task in tasks},
-            {task: len(right[task]) for task in tasks},
+            {task: float(np.mean(wrong[task])) for task in tasks},
+            {task: len(wrong[task]) for task in tasks},
         )
 
     @classmethod
