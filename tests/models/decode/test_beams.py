@@ -14,6 +14,7 @@ from attnjax.nn import TransformerConfig
 from tests.models.decode.reference import everything, search
 from tests.models.decode.toy import END, VOCABULARY, Toy
 
+SLOW = pytest.mark.slow
 PROMPT = jnp.asarray([[1, 0], [2, 2], [0, 1]])
 
 
@@ -28,7 +29,7 @@ def _check(found, wanted, b):
         assert not np.any(found.tokens[b, n, len(tokens) :])
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0, -0.7])
+@pytest.mark.parametrize("alpha", [0.6, *(pytest.param(x, marks=SLOW) for x in (0.0, 2.0, -0.7))])
 def test_beams_wide_enough_find_what_an_exhaustive_search_finds(alpha):
     toy = Toy(seed=3)
     options = {"end": END, "max_tokens": 4}
@@ -40,7 +41,9 @@ def test_beams_wide_enough_find_what_an_exhaustive_search_finds(alpha):
         _check(found, wanted[:90], b)
 
 
-@pytest.mark.parametrize(("beams", "alpha"), [(1, 0.6), (2, 0.0), (2, -0.7), (3, 2.0)])
+@pytest.mark.parametrize(
+    ("beams", "alpha"), [(2, -0.7), *(pytest.param(*x, marks=SLOW) for x in ((1, 0.6), (3, 2.0)))]
+)
 def test_narrow_beams_find_what_a_plain_search_finds(beams, alpha):
     toy, options = Toy(seed=beams), {"end": END, "max_tokens": 7, "beams": beams}
     early, late = (
@@ -55,7 +58,7 @@ def test_narrow_beams_find_what_a_plain_search_finds(beams, alpha):
     jax.tree.map(np.testing.assert_array_equal, early, late)
 
 
-@pytest.mark.parametrize("beams", [2, 90])
+@pytest.mark.parametrize("beams", [2, pytest.param(90, marks=SLOW)])
 def test_coverage_penalties_are_those_of_the_definition(beams):
     toy, lengths = Toy(seed=5), [3, 1, 2]
     options = {"end": END, "max_tokens": 4}
