@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from train.common.catalogue import catalogue_builder, read_records
-from train.common.dialogue_data import filled_up
+from train.common.dialogue_files import filled_up
 from train.common.dialogue_lines import read_dialogues
 from train.common.dialogue_source import DialogueSource
 from train.common.dialogues import SILENCE, Dialogue, DialogueData, Turn, answers_of

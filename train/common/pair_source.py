@@ -80,7 +80,10 @@ class PairSource:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The config that `dataclasses.asdict` and JSON made `fields` of."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**values)
 
     @property
     def is_file(self) -> bool:

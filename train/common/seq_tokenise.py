@@ -135,7 +135,10 @@ class SeqTokeniser:
             return UNKNOWN_TEXT
         if self._bytes and i >= len(_SPECIAL):
             return self._tokeniser.decode([i])
-        return self._tokeniser.id_to_token(i)
+        piece = self._tokeniser.id_to_token(i)
+        if piece is None:
+            raise ValueError(f"ids: expected tokens from 0 to {self.size - 1}, got {i}")
+        return piece
 
     def _kept(self, ids: Iterable[int]) -> list[int]:
         kept = []
