@@ -145,7 +145,7 @@ BAD_FILES: dict[str, tuple[str, bytes, list[str], str]] = {
     "wrong encoding": ("a.csv", b"text,summary\ncaf\xe9,b\n", [], "line 2: not utf-8 text"),
     "corrupt gzip": (
         "a.csv.gz",
-        gzip.compress(b"text,summary\n" * 99)[:-9],
+        gzip.compress(b"text,summary\n" * 99, mtime=0)[:-9],
         [],
         "not a whole gzip",
     ),
