@@ -35,6 +35,7 @@ EMPTYING = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("how", sorted(EMPTYING))
 def test_a_row_with_nothing_to_attend_to(attend: Attend, how: str) -> None:
     primals = (*arrays(), None if how == "score" else jnp.linspace(-1, 2, N))
@@ -94,6 +95,7 @@ def test_no_batch_and_no_heads() -> None:
     assert out.shape == (B, T, 0, D)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("one_T", "one_S"), [(1, 5), (7, 1), (1, 1)])
 def test_sequences_of_one(attend: Attend, one_T: int, one_S: int) -> None:
     q, k, v = arrays(T=one_T, S=one_S)
@@ -108,6 +110,7 @@ def test_sequences_of_one(attend: Attend, one_T: int, one_S: int) -> None:
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_extreme_logits(attend: Attend, dtype: Any) -> None:
     run = differentiate(attend)
@@ -156,6 +159,7 @@ def test_minus_infinity_from_a_score_mod_masks(attend: Attend) -> None:
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_huge_negative_bias_is_no_mask(attend: Attend) -> None:
     q, k, v = arrays()
     run = differentiate(lambda q, k, v, bias: attend(q, k, v, score_mod=attnjax.bias(bias)))

@@ -32,6 +32,7 @@ HIDING = {
 }
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
 @pytest.mark.parametrize("how", sorted(HIDING))
 def test_masked_nan_and_inf_reach_nothing(attend: Attend, how: str, traced: bool) -> None:
@@ -76,6 +77,7 @@ SEEING_KEY_3 = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("how", sorted(SEEING_KEY_3))
 def test_a_visible_nan_reaches_the_rows_that_see_it_and_no_other(attend: Attend, how: str) -> None:
     q, k, v = arrays(T=7, S=7)

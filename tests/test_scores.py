@@ -67,6 +67,7 @@ def _call(mod: Any, dtype: Any = jnp.float32, **options: Any) -> jax.Array:
     return attnjax.attention(q, k, v, score_mod=mod, **options)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_scores_arrive_scaled_in_float32_with_integer_positions(

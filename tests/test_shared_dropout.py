@@ -15,6 +15,7 @@ def _index():
     return Index(*(jnp.asarray(g) for g in grids))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("shared", ["", "B", "BN", "N", "T", "S", "BNS"])
 def test_pattern_is_constant_along_the_shared_axes_alone(shared):
     words = attnjax.Dropout(0.5, jax.random.key(1)).words()

@@ -61,6 +61,7 @@ def test_jacfwd_over_one_argument() -> None:
     assert_same(transform, x["sinks"])
 
 
+@pytest.mark.slow
 def test_linearize_and_its_transpose() -> None:
     def transform(attend: Attend) -> Callable[..., Any]:
         def run(x: Any, t: Any) -> Any:
@@ -72,6 +73,7 @@ def test_linearize_and_its_transpose() -> None:
     assert_same(transform, arguments(), arguments(1))
 
 
+@pytest.mark.slow
 def test_checkpoint_changes_nothing() -> None:
     x = arguments()
     plain = compiled(jax.grad(lambda y: loss(blockwise, y)))(x)
@@ -80,6 +82,7 @@ def test_checkpoint_changes_nothing() -> None:
         assert_trees_close(compiled(jax.grad(saved))(x), plain)
 
 
+@pytest.mark.slow
 def test_grad_of_vmap_of_checkpoint_of_scan() -> None:
     x = arguments()
     layers = jnp.stack([jnp.eye(H, D) + 0.1 * n for n in range(3)])

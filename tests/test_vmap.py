@@ -44,6 +44,7 @@ def stack(names: tuple[str, ...]) -> tuple[list[Any], Any, Any]:
     return members, stacked, {key: 0 if key in names else None for key in stacked}
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", sorted(MAPPED))
 def test_vmap(name: str) -> None:
     members, stacked, axes = stack(MAPPED[name])
@@ -74,6 +75,7 @@ def test_gradient_of_each_member_and_of_their_sum() -> None:
     assert_trees_close(compiled(of_sum)(stacked), want, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", [reference, blockwise], ids=["reference", "blockwise"])
 def test_vmap_over_the_arrays_of_masks(attend: Attend) -> None:
     x = arguments()

@@ -46,6 +46,7 @@ def table(options: dict[str, int], implementation: str = "blockwise", **call: An
     return Table({key: options}, "a table")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("backward", [True, False])
 def test_what_is_measured_is_saved_and_used(backward: bool, tmp_path: Any) -> None:
     mask = attnjax.Causal()

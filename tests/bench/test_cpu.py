@@ -9,6 +9,7 @@ import attnjax
 from attnjax.bench import cpu
 
 
+@pytest.mark.slow
 def test_every_measurement_prints_its_figures(capsys):
     chosen = ["speed", "stats", "memory", "blocks", "decode"]
     assert cpu.main([*chosen, "--length", "256", "--repeats", "1"]) == 0

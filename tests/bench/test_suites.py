@@ -31,6 +31,7 @@ def _ok(rows):
     return {(x["case"], x["direction"], x["contestant"]) for x in rows if x["status"] == "ok"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [("documents", "soft_cap"), pytest.param(cases.NAMES, marks=pytest.mark.slow, id="all")],

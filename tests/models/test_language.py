@@ -80,6 +80,7 @@ def _stepwise(model, tokens, cache):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "learned", "sinusoidal")]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scheme", ["rotary", "relative", *SLOW])
 def test_steps_equal_the_full_pass(scheme):
     model = _model(position=SCHEMES[scheme], embedding_scale=F**0.5)
@@ -120,6 +121,7 @@ def test_ragged_prompts_go_on_as_each_would_alone():
         np.testing.assert_allclose(found[b], model(whole)[0, n:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_cache_gives_any_of_its_examples_again(scan):
     model, tokens = _model(position=Rotary(), scan_layers=scan), _tokens()
@@ -259,6 +261,7 @@ def test_cross_entropy_is_its_definition(smoothing):
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("block", [3, 100])
 def test_a_loss_by_parts_is_that_of_all_logits(block):
     model, tokens, targets = _model(position=Rotary()), _tokens(), _tokens(1)

@@ -61,6 +61,7 @@ def _expected(model, b, *, order, layerwise, heads, linear):
     return state, weights
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("options", "call"),
     [

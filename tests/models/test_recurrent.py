@@ -46,6 +46,7 @@ def test_a_layer_equals_flax_own_cell(layer, flax):
     np.testing.assert_allclose(found, jnp.stack(wanted, axis=1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_both_directions_read_each_sequence_as_if_it_stood_alone(cell):
     reader = Bidirectional(F, H, cell=cell, dropout=0.5, rngs=nnx.Rngs(0))

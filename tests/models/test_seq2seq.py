@@ -65,6 +65,7 @@ def _whole(model, source=SOURCE, target=TARGET, lengths=LENGTHS):
     return _full(*nnx.split(model), source, target, lengths)
 
 
+@pytest.mark.first(1)
 @EVERY
 def test_steps_equal_the_full_pass_and_their_weights_are_a_distribution(name):
     model = _model(name)

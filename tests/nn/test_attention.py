@@ -51,6 +51,7 @@ def _layer(features=F, num_heads=N, *, rngs=0, **kwargs):
 SIZES = ("num_kv_heads", "head_dim", "kv_features", "out_features", "dtype", "param_dtype")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_equals_flax_given_its_weights(normalize):
     flax = nnx.MultiHeadAttention(
@@ -99,6 +100,7 @@ def test_key_bias_is_left_out_unless_asked_for():
     assert _layer(key_bias=True).key.bias.shape == (N, H)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("groups", [2, 3])
 def test_grouped_queries_equal_repeated_key_heads(groups):
     heads = 2 * groups
@@ -119,6 +121,7 @@ def test_multi_query_has_one_key_head():
     assert layer(_normal(0, B, T, F)).shape == (B, T, F)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_causality_by_gradient(scheme):
     layer = _layer(position=SCHEMES[scheme])
@@ -133,6 +136,7 @@ def test_causality_by_gradient(scheme):
     np.testing.assert_array_equal(seen, np.tril(np.ones((T, T), bool)))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_parameter_learns(scheme):
     layer = _layer(

@@ -91,6 +91,7 @@ def both_ways(name, values, attention):
     return pytest.mark.parametrize(("implementation", name), ways, ids=ids)
 
 
+@pytest.mark.first(4)
 @both_ways("scheme", SCHEMES, ["alibi", "t5"])
 def test_steps_equal_the_full_pass(scheme, implementation):
     layer = _layer(implementation, position=SCHEMES[scheme])
@@ -99,6 +100,7 @@ def test_steps_equal_the_full_pass(scheme, implementation):
     assert cache.length == T and cache.capacity == CAPACITY
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("prompt", [PROMPT, FEW_QUERIES + 3])
 def test_steps_equal_the_full_pass_with_every_option(prompt):
     layer = _layer(
@@ -122,6 +124,7 @@ def test_steps_equal_the_full_pass_with_every_option(prompt):
 WHERE = Causal() & Where(lambda b, h, q, k: (q * k + h) % 3 != 1)
 
 
+@pytest.mark.first(2)
 @both_ways(
     "mask",
     [
@@ -138,6 +141,7 @@ def test_the_mask_of_the_full_pass_serves_every_step(mask, implementation):
     np.testing.assert_allclose(got, layer(_x(), mask=mask), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @WAYS
 def test_arrays_along_queries_belong_to_those_at_hand(implementation):
     layer, ids = _layer(implementation), jnp.arange(T) // 4
@@ -158,6 +162,7 @@ def test_arrays_along_queries_belong_to_those_at_hand(implementation):
         np.testing.assert_allclose(out, full[:, rows], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(2)
 @both_ways("scheme", ["rotary", "alibi", "clipped", "learned"], ["clipped"])
 def test_prompts_padded_on_the_right_go_on_from_their_own_length(scheme, implementation):
     layer, x, lengths = _layer(implementation, position=SCHEMES[scheme]), _x(), jnp.asarray([5, 3])
@@ -174,6 +179,7 @@ def test_prompts_padded_on_the_right_go_on_from_their_own_length(scheme, impleme
     np.testing.assert_array_equal(cache.length, lengths + 3)
 
 
+@pytest.mark.first(1)
 @both_ways("scheme", ["rotary", "t5", "learned"], ["t5"])
 def test_prompts_padded_on_the_left_hide_it_by_the_mask(scheme, implementation):
     layer, short, pad = _layer(implementation, position=SCHEMES[scheme]), _x(1, 1, 8), 3
@@ -293,6 +299,7 @@ def test_unwritten_slots_do_not_matter(implementation):
     np.testing.assert_allclose(got, layer(_x(), mask=Causal()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(1)
 @WAYS
 def test_gradients_flow_through_steps(implementation):
     layer, weight = _layer(implementation, position=Rotary()), _x(3)
@@ -323,6 +330,7 @@ def test_dropout_holds_in_steps():
     np.testing.assert_allclose(got, layer(x, mask=Causal()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("options", "T", "way"),
     [
@@ -356,6 +364,7 @@ def test_few_queries_go_through_decode(options, T, way, monkeypatch):
     assert gone == [way]
 
 
+@pytest.mark.slow
 def test_steps_on_a_tpu_equal_the_full_pass():
     layer, x = _layer(None, position=Rotary(), sinks=True, window=(4, 0)), _x()
     with attnjax.emulate("tpu"):

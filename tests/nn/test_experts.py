@@ -52,6 +52,7 @@ def _around(limit):
     return -limit, limit
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"alpha": 1.7, "shift": 1.0, "limit": 0.5}])
 @pytest.mark.parametrize("shape", [(B, T, F), (2, 1, F)], ids=["sequences", "steps"])
 def test_equals_a_loop(options, shape):

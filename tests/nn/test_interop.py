@@ -51,6 +51,7 @@ def test_takes_every_argument_in_the_order_of_flax(flax_fn):
     assert ours[:12] == theirs[:12]
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("flax_fn", FLAX.values(), ids=FLAX)
 @pytest.mark.parametrize(
     ("batch", "mask_dtype"),
@@ -73,6 +74,7 @@ def test_values_and_gradients(flax_fn, batch, mask_dtype):
         close(ours, theirs)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("shape", [(N, T, S), (1, 1, T, S), (2, 3, 1, 1, S), (2, 1, N, 1, S), (S,)])
 def test_bias_and_mask_broadcast(shape):
     q, k, v, _ = _inputs((2, 3))
@@ -86,6 +88,7 @@ def test_bias_and_mask_broadcast(shape):
         close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_grouped_heads_and_causality():
     q, k, v, _ = _inputs(heads=6, kv_heads=3)
     options = {"is_causal": True, "mask": jnp.broadcast_to(_mask(), (2, 6, T, S))}
@@ -99,6 +102,7 @@ def test_grouped_heads_and_causality():
     )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("force", [True, False])
 def test_narrow_dtypes(dtype, force):
@@ -137,6 +141,7 @@ def _module(api, inputs, **options):
     return module.apply, module.init(jax.random.key(0), inputs)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("api", FLAX)
 @pytest.mark.parametrize(
     ("dtype", "mask_dtype"), [(jnp.float32, jnp.float32), (jnp.bfloat16, bool)]

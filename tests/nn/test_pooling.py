@@ -49,6 +49,7 @@ INSIDE = np.arange(T) < np.asarray(LENGTHS)[:, None]
 SPOTTED = np.array([[1, 0, 1, 0, 0, 0, 1], [0, 1, 1, 1, 0, 0, 0]], bool)
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("score", ["additive", "dot"])
 @pytest.mark.parametrize("num_heads", [1, N])
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ def _loss(pool, x, lengths):
     return jnp.sum(pooled**2) + jnp.sum(weights**2)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("score", ["additive", "dot"])
 def test_empty_sequence_and_masked_nan(score):
     pool, lengths = _pool(score), jnp.array([0, 4])
@@ -114,6 +116,7 @@ def test_empty_sequence_and_masked_nan(score):
     )
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     pool = _pool("additive")
     graphdef, params = nnx.split(pool)

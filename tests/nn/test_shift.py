@@ -110,6 +110,7 @@ def _mods(table, slopes, noise):
     }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 @pytest.mark.parametrize("offset", OFFSETS.values(), ids=OFFSETS)
 @pytest.mark.parametrize("name", ["alibi", "clipped", "t5", "soft_cap", "declared", "plain"])

@@ -140,6 +140,7 @@ def test_remat_recomputes(scan):
     )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_differs_between_layers_and_calls(scan, remat):
@@ -161,6 +162,7 @@ def test_dropout_differs_between_layers_and_calls(scan, remat):
             assert 0.3 < np.mean(mask != other) < 0.7
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scan", [False, True])
 def test_dropout_in_training_and_not_in_evaluation(scan):
     config = _config(dropout_rate=0.3, scan_layers=scan)
@@ -177,6 +179,7 @@ def test_dropout_in_training_and_not_in_evaluation(scan):
     assert not np.allclose(quiet, first)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("scan", "position"),
     [
@@ -218,6 +221,7 @@ def test_decoder_steps_equal_the_full_pass(scan, position):
         decoder.decode(x[:, :2], cache, memory_mask=memory_mask)
 
 
+@pytest.mark.slow
 def test_decoder_without_cross_attention_goes_on_from_lengths_of_each_example():
     decoder = Decoder(_config(position=LearnedPositions(9, LOUD)), rngs=nnx.Rngs(0))
     x, lengths = _normal(0, B, T, F), jnp.asarray([3, 2])
@@ -272,6 +276,7 @@ def test_cross_attention_has_no_positions_and_no_window():
     assert options.position is None and options.window is None and options.soft_cap == 3.0
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("scan", [False, True])
 def test_bfloat16_computes_in_bfloat16(scan):
     config = _config(dtype=jnp.bfloat16, position=Rotary(), scan_layers=scan)

@@ -59,6 +59,7 @@ class _Unregistered(attnjax.ScoreMod):
         return score * self.factor
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("implementation", ["blockwise", "reference"])
 def test_a_score_mod_that_is_no_pytree_works_and_is_never_stale(implementation: str) -> None:
     rng = np.random.default_rng(0)

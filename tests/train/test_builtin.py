@@ -134,6 +134,7 @@ def test_the_builder_stores_what_the_corpus_holds(builtin, found) -> None:
     assert data.notes == ()
 
 
+@pytest.mark.slow
 def test_another_preparation_has_the_same_fingerprint(builtin, tmp_path: Path) -> None:
     data, _ = builtin
     assert TextDataConfig(data_dir=str(tmp_path)).load().fingerprint == data.fingerprint

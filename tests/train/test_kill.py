@@ -47,6 +47,7 @@ def check(tmp_path: Path, *, kills: int, steps: int, longest: float, calm_runs: 
         assert without_times(calm_dir / "metrics.jsonl") == history
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
     check(tmp_path, kills=3, steps=150, longest=1.0, calm_runs=1)
 

@@ -66,6 +66,7 @@ def assert_like_calm(result: RunResult, calm: RunResult) -> None:
     assert result.evaluate("test") == calm.evaluate("test")
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("data", "stopped_at"),
     [
@@ -149,6 +150,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 7), Path.unlink])
 def test_a_damaged_checkpoint_costs_time_only(
     damage: object,

@@ -39,6 +39,7 @@ def compiled(model):
     return jax.jit(lambda s, q: nnx.merge(graph, state)(s, q, return_weights=True))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["recurrent", "memory"])
 def test_padding_changes_nothing_and_order_does(name):
     answer = compiled(build(name))

@@ -63,6 +63,7 @@ def finished(request, files, tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.mark.first(1)
 def test_it_learns_and_stands_beside_the_baseline(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text(encoding="utf-8"))
     assert result["test"]["accuracy"] > 0.95
@@ -122,6 +123,7 @@ def test_seeds_get_a_directory_each_and_a_table(files, tmp_path: Path, capsys) -
     assert [line.split()[0] for line in table] == ["seed", "0", "1", "mean", "sd", "base"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_behind(files, tmp_path: Path, capsys) -> None:
     assert main(arguments(files, tmp_path / "run", "--train.dry-run")) == 0
     assert "temporaries" in capsys.readouterr().out

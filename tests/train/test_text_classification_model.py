@@ -32,6 +32,7 @@ def build(name: str, **options) -> nnx.Module:
     return config.build(vocabulary=V, buckets=10, classes=5, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("max_pooling", [True, False])
 def test_weights_are_a_distribution_over_the_words(name: str, max_pooling: bool) -> None:
@@ -46,6 +47,7 @@ def test_weights_are_a_distribution_over_the_words(name: str, max_pooling: bool)
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_changes_nothing(name: str) -> None:
     model = build(name)
@@ -63,6 +65,7 @@ def test_padding_changes_nothing(name: str) -> None:
     np.testing.assert_allclose(wide_weights[:, :T], weights, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("positions", ["relative", "sinusoidal", "rotary", "none"])
 def test_positions_tell_the_order_of_words(positions: str) -> None:
     model = build("transformer", positions=positions, max_pooling=False)
@@ -73,6 +76,7 @@ def test_positions_tell_the_order_of_words(positions: str) -> None:
     assert np.allclose(one, other, rtol=1e-4) == (positions == "none")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_word_counts_and_so_does_every_parameter(name: str) -> None:
     model = build(name)

@@ -191,6 +191,7 @@ def test_logits_that_are_not_finite_spoil_their_example_alone():
         jax.tree.map(lambda x, y, b=b: np.testing.assert_array_equal(x[b], y[b]), found, right)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_is_searched_inside_jit():
     layers, M = TransformerConfig(8, 2, 1), 4
     model = Seq2SeqConfig(7, 7, layers, layers, embedding_scale=4.0).build(rngs=nnx.Rngs(1))

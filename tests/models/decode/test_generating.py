@@ -28,6 +28,7 @@ def model():
     return LanguageModelConfig(V, layers, tied=False).build(rngs=nnx.Rngs(2))
 
 
+@pytest.mark.first(1)
 def test_greedy_takes_the_largest_logit_of_the_full_pass(model):
     decode = decode_fn(model)  # without dropout, which stays on in the model itself
     found = generate(

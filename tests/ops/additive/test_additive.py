@@ -93,6 +93,7 @@ def test_reference_equals_loops_over_positions():
         np.testing.assert_allclose(out[b, t, n], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_blockwise_equals_reference(name):
     want = _values_and_gradients(functools.partial(_reference, **SETTINGS[name]))
@@ -100,6 +101,7 @@ def test_blockwise_equals_reference(name):
     _assert_close(got(*_arrays()), want(*_arrays()), 2e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_dtypes(dtype):
     arrays = _arrays(dtype)
@@ -147,6 +149,7 @@ def test_nan_stays_in_its_row(attend):
     np.testing.assert_array_equal(np.isnan(stats.logsumexp), bad.swapaxes(1, 2))
 
 
+@pytest.mark.first(1)
 def test_forward_mode_vmap_checkpoint_and_traced_masks():
     arrays, tangents = _arrays(), tuple(jnp.cos(9 * x) for x in _arrays())
 

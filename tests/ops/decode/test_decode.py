@@ -26,6 +26,7 @@ from tests.ops.decode.cases import (
 )
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("T", [2, 19])  # few rows, and more than the products with zeros serve
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_equals_the_full_pass(name: str, T: int) -> None:
@@ -65,6 +66,7 @@ def test_arrays_along_queries_may_belong_to_those_at_hand(T: int) -> None:
     assert_equal(run(last(q, T, 1), k, v, LENGTHS), full_pass(q, k, v, T, **options(False)), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", [2, pytest.param(19, marks=pytest.mark.slow)])
 def test_gradients_equal_those_of_the_full_pass(T: int) -> None:
     rng = np.random.default_rng(7)
@@ -241,6 +243,7 @@ def test_pages_in_any_order(T: int) -> None:
     assert_equal(run(last(q, T, 1), k_pages, v_pages, LENGTHS, layout), full_pass(q, k, v, T))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2])
 @pytest.mark.parametrize("T", [1, 19])
 def test_eight_bits_equal_the_numbers_that_they_stand_for(dtype: Any, T: int) -> None:

@@ -48,6 +48,7 @@ def run(q: jax.Array, k: jax.Array, v: jax.Array, form: str = "tpu", **options: 
         return jax.jit(lambda q, k, v: attnjax.decode(q, k, v, **options))(q, k, v)
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_equals_the_full_pass(name: str, form: str) -> None:
     q, k, v = arrays()
@@ -61,6 +62,7 @@ def long(S: int, dtype: Any = jnp.float32, heads: tuple[int, int] = (N, K)) -> l
     return [jnp.asarray(rng.normal(size=(2, *size, 7)), dtype) for size in sizes]
 
 
+@pytest.mark.first(2)
 # 700 slots are not whole blocks.
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize(("S", "splits", "block_k"), [(512, 1, 128), (700, 3, 128)])
@@ -148,6 +150,7 @@ def test_a_ring() -> None:
     assert_equal(got, full_pass(q, k, v, T, **options))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", [None, jnp.int8])
 def test_pages_in_any_order(dtype: Any) -> None:
     rng = np.random.default_rng(2)
@@ -169,6 +172,7 @@ def test_pages_in_any_order(dtype: Any) -> None:
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.first(1)
 def test_eight_bits(form: str) -> None:
     q, k, v = arrays()
     (k8, k_scale), (v8, v_scale) = (attnjax.quantize_kv(x, jnp.float8_e5m2) for x in (k, v))
@@ -195,6 +199,7 @@ def races() -> bool:
     return interpret_pallas_call.races.races_found
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "layout", ["contiguous", "pages", pytest.param("ring", marks=pytest.mark.slow)]
 )
@@ -225,6 +230,7 @@ def test_on_a_simulated_tpu_nothing_is_read_before_it_is_written(
     assert not races()
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_a_nan_reaches_the_rows_that_see_it_and_no_other(value: float, form: str) -> None:
     q, k, v = arrays()

@@ -85,6 +85,7 @@ def assemble(program: TileProgram, tile: Tile, *full: jax.Array) -> jax.Array:
     return jnp.asarray(out[:, :, :T, :S].tolist())
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("tile", TILES, ids=["rows", "columns"])
 @pytest.mark.parametrize("name", SCORE_MODS)
 def test_scores(name: str, tile: Tile) -> None:

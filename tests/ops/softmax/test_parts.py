@@ -51,6 +51,7 @@ def _problem(q, k, v, mask, mod, *, stats, dropout, sinks=None):
     )
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(
     ("implementation", "mask", "mod", "stats", "dropout"),
     [

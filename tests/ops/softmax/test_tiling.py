@@ -44,6 +44,7 @@ def test_short_sequences_share_a_tile_and_tiny_calls_are_one() -> None:
     assert (t.block_b, t.block_n, t.streams) == (4, 8, 1)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("stats", [False, True])
 def test_a_call_with_tiles_of_every_kind(stats: bool) -> None:
     # Batch tiles of two whose masks differ, two turns over the heads, three tiles side by side.
@@ -119,6 +120,7 @@ def test_small_distances_keep_their_digits(mask: attnjax.Mask | None) -> None:
     np.testing.assert_allclose(distance("blockwise"), distance("reference"), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_cotangents_of_tiles_are_added_before_they_are_rounded() -> None:
     # One key takes all weight, so the slope's gradient is the sum of `-cotangent * distance`.
     T = 64

@@ -52,6 +52,7 @@ def reference(q: Any, k: Any, v: Any, *, mask: attnjax.Mask, stats: bool) -> Any
     return found if stats else (found, None)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("name", "traced", "stats"), CASES)
 def test_documents_are_kept_apart(name: str, traced: bool, stats: bool) -> None:
     rng = np.random.default_rng(0)

@@ -179,6 +179,7 @@ def test_around_the_kernel_all_edge_rules_hold(how: str) -> None:
             np.testing.assert_allclose(x, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_default_scale_changes_no_bit_of_the_queries() -> None:
     rng = np.random.default_rng(0)
     for width in (8, 24, 40, 64, 96, 128):
