@@ -32,7 +32,6 @@ TREC, 6 classes: bilstm_attention 0.884 (0.003), transformer 0.874 (0.005); TF-I
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,6 +49,7 @@ from train.common.baseline import Baseline, tfidf_baseline
 from train.common.classification import Scores, balanced_weights, cross_entropy
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
+from train.common.entry import one_per_seed, task_fields
 from train.common.labelled_text import LabelledText
 from train.common.loop import run
 from train.common.optim import OptimConfig
@@ -92,8 +92,7 @@ class Config:
 
     def describe(self) -> dict[str, Any]:
         """What config.json says about the task."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in ("run_dir", "train", "seeds")}
+        return task_fields(self)
 
 
 @dataclass(frozen=True)
@@ -212,12 +211,9 @@ def train(config: Config) -> None:
             say(outcome.describe())
         return
     outcomes = {}
-    for seed in config.seeds:
-        run_dir = config.run_dir / f"seed-{seed}"
-        train_config = dataclasses.replace(config.train, seed=seed)
-        one = dataclasses.replace(config, run_dir=run_dir, train=train_config)
+    for one in one_per_seed(config):
         if (outcome := train_one(one, data, baseline)) is not None:
-            outcomes[seed] = outcome
+            outcomes[one.train.seed] = outcome
     if outcomes:
         say(seeds_table(outcomes))
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.common.held_out import draw_splits
 from train.common.labelled_text import SPLITS
 
 SILENCE = "<SILENCE>"
@@ -182,15 +183,8 @@ def hold_out_dialogues(
     Returns:
         `train` and the named splits; within a split the original order stays.
     """
-    distinct = list(dict.fromkeys(dialogues))
-    order = np.random.default_rng(seed).permutation(len(distinct))
-    split_of: dict[Dialogue, str] = {}
-    start = 0
-    for split, fraction in fractions.items():
-        stop = start + int(np.ceil(fraction * len(distinct)))
-        split_of |= {distinct[i]: split for i in order[start:stop]}
-        start = stop
+    split_of = draw_splits(dialogues, fractions, seed)
     return {
-        split: tuple(d for d in dialogues if split_of.get(d, "train") == split)
+        split: tuple(d for d in dialogues if split_of[d] == split)
         for split in ("train", *fractions)
     }

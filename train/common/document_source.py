@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tyro
 
+from train.common.data_source import DataSource
 from train.common.documents import HoldOut
-from train.common.text_source import default_data_dir
 
 
 @dataclass(frozen=True)
-class DocumentSource:
+class DocumentSource(DataSource):
     """Which texts, what a document is, and what is held out.
 
     Raises:
@@ -60,8 +59,7 @@ class DocumentSource:
             raise ValueError(f"test_fraction must lie in [0, 1), got {self.test_fraction}")
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction leave nothing to train on")
-        if self.max_train is not None and self.max_train < 1:
-            raise ValueError(f"max_train must be at least 1, got {self.max_train}")
+        self.check_max_train()
         named = [s for s in self.source if s == "builtin" or s.startswith("tfds:")]
         if named and len(self.source) > 1:
             raise ValueError(f"--data takes {named[0]} alone, got it among {list(self.source)}")
@@ -80,8 +78,3 @@ class DocumentSource:
     def is_file(self) -> bool:
         """Whether the sources are paths."""
         return self.source[0] != "builtin" and not self.source[0].startswith("tfds:")
-
-    @property
-    def prepared_dir(self) -> Path:
-        """The folder of prepared data sets, absolute."""
-        return default_data_dir(self.data_dir)

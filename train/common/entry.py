@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from train.common.config import TrainConfig
-from train.common.distributed import is_main
+from train.common.distributed import is_main, main_first
 
 Config = TypeVar("Config", bound=Any)
 
@@ -17,6 +17,22 @@ def started(config: TrainConfig) -> Callable[[str], object]:
     """Joins the processes that train together; returns what prints in the first of them."""
     config.distributed.start()
     return partial(print, flush=True) if is_main() else lambda text: None
+
+
+def opened(config: Any) -> tuple[Any, Callable[[str], object]]:
+    """Joins the processes that train together, and loads the data.
+
+    Args:
+        config: with `data` and `train`.
+
+    Returns:
+        The data, announced with its notes, and what prints for all processes.
+    """
+    say = started(config.train)
+    with main_first("data"):
+        data = config.data.load()
+    say("\n  ".join([data.summary(), *data.notes]))
+    return data, say
 
 
 def say_notes(notes: Sequence[str]) -> None:

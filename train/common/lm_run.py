@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +22,7 @@ from train.common.lm_packing import joined, pieces
 from train.common.lm_task import ARRAYS, surprise, target_nats, text_metrics
 from train.common.lm_tokenise import BOUNDARY, LmTokeniser
 from train.common.result import Which, load_model
-from train.common.rundir import CONFIG
+from train.common.rundir import described_task
 
 TOKENISER = "document_tokens.json"
 _ROWS = 32
@@ -183,9 +182,4 @@ def described_run(run_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such run, or it is one of another task.
     """
-    missing = [name for name in (CONFIG, TOKENISER) if not (run_dir / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{run_dir} is no run directory of language modelling: it has no {missing[0]}"
-        )
-    return json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["task"]
+    return described_task(run_dir, "language modelling", TOKENISER)

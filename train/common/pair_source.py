@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from train.common.text_source import default_data_dir
+from train.common.data_source import DataSource
 
 PairFormat = Literal["auto", "lines", "csv", "tsv", "jsonl"]
 
 
 @dataclass(frozen=True)
-class PairSource:
+class PairSource(DataSource):
     """Which data set, how to read it, and how it is split.
 
     Raises:
@@ -60,13 +59,7 @@ class PairSource:
 
     def __post_init__(self) -> None:
         """Rejects values that cannot mean anything."""
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction leave nothing to train on")
-        if self.max_train is not None and self.max_train < 1:
-            raise ValueError(f"max_train must be at least 1, got {self.max_train}")
+        self.check_split()
         for name in ("target", "validation", "validation_target", "test", "test_target"):
             if getattr(self, name) is not None and not self.is_file:
                 raise ValueError(
@@ -84,13 +77,3 @@ class PairSource:
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
         }
         return cls(**values)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the source is a path."""
-        return self.source != "builtin" and not self.source.startswith("tfds:")
-
-    @property
-    def prepared_dir(self) -> Path:
-        """The folder of prepared data sets, absolute."""
-        return default_data_dir(self.data_dir)

@@ -195,3 +195,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def described_task(run_dir: Path, what: str, *others: str) -> dict[str, Any]:
+    """The task's part of a run's config.
+
+    Args:
+        run_dir: the run directory.
+        what: the task, for people.
+        *others: files that such a run has besides its config.
+
+    Raises:
+        ValueError: there is no such run, or it is one of another task.
+    """
+    missing = [name for name in (CONFIG, *others) if not (run_dir / name).is_file()]
+    if missing:
+        raise ValueError(f"{run_dir} is no run directory of {what}: it has no {missing[0]}")
+    return json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["task"]

@@ -18,7 +18,7 @@ from attnjax.models.decode import beam_search, generate
 from train.common.pair_batches import COARSE, padded, width
 from train.common.pair_tokens import TARGET_FILE, PairTokens, PairTokensConfig
 from train.common.result import Which, load_model
-from train.common.rundir import CONFIG
+from train.common.rundir import described_task
 from train.common.seq_models import SeqModelConfig
 from train.common.seq_tokenise import BEGIN_ID, END_ID, PAD_ID
 
@@ -200,9 +200,4 @@ def described_seq_run(run_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such run, or it is one of another task.
     """
-    missing = [name for name in (CONFIG, TARGET_FILE) if not (run_dir / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{run_dir} is no run directory of a task that writes texts: it has no {missing[0]}"
-        )
-    return json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["task"]
+    return described_task(run_dir, "a task that writes texts", TARGET_FILE)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.common.held_out import draw_splits
 from train.common.labelled_text import SPLITS
 from train.common.squad_scores import Rules
 
@@ -114,15 +115,8 @@ def hold_out_titles(
     Returns:
         The named splits and `train`; within a split the original order stays.
     """
-    keys = list(dict.fromkeys(question.title or question.context for question in questions))
-    order = np.random.default_rng(seed).permutation(len(keys))
-    owner = dict.fromkeys(keys, "train")
-    start = 0
-    for split, fraction in fractions.items():
-        stop = start + int(np.ceil(fraction * len(keys)))
-        owner |= {keys[i]: split for i in order[start:stop]}
-        start = stop
+    split_of = draw_splits((q.title or q.context for q in questions), fractions, seed)
     return {
-        split: tuple(q for q in questions if owner[q.title or q.context] == split)
+        split: tuple(q for q in questions if split_of[q.title or q.context] == split)
         for split in (*fractions, "train")
     }

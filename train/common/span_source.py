@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tyro
 
-from train.common.text_source import default_data_dir
+from train.common.data_source import DataSource
 
 
 @dataclass(frozen=True)
-class SpanSource:
+class SpanSource(DataSource):
     """Which texts and questions, and how they are split.
 
     Raises:
@@ -39,13 +38,7 @@ class SpanSource:
 
     def __post_init__(self) -> None:
         """Rejects values that cannot mean anything."""
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction leave nothing to train on")
-        if self.max_train is not None and self.max_train < 1:
-            raise ValueError(f"max_train must be at least 1, got {self.max_train}")
+        self.check_split()
         if not self.is_file and (self.validation or self.test):
             raise ValueError(
                 f"separate validation and test files go with a file as --data, got {self.source!r}"
@@ -55,13 +48,3 @@ class SpanSource:
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The config that `dataclasses.asdict` and JSON made `fields` of."""
         return cls(**fields)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the source is a path."""
-        return self.source != "builtin" and not self.source.startswith("tfds:")
-
-    @property
-    def prepared_dir(self) -> Path:
-        """The folder of prepared data sets, absolute."""
-        return default_data_dir(self.data_dir)

@@ -9,9 +9,9 @@ from typing import Any
 
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, same_everywhere
+from train.common.entry import one_per_seed, opened
 from train.common.loop import run
 from train.common.optim import OptimConfig
-from train.common.seeds import opened, with_seeds
 from train.common.span_baseline import SpanBaseline, guess
 from train.common.span_batches import SpanBatches, SpanEncoder, SpanTokensConfig
 from train.common.span_data import SpanData
@@ -100,6 +100,10 @@ def train_spans(config: Spans) -> None:
         say(outcome.describe())
         return outcome.test
 
-    tested = with_seeds(config, train_one)
+    tested = {
+        one.train.seed: outcome
+        for one in one_per_seed(config)
+        if (outcome := train_one(one)) is not None
+    }
     if baseline is not None and len(tested) > 1:
         say(seeds_table(tested, baseline))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tyro
 
-from train.common.text_source import default_data_dir
+from train.common.data_source import DataSource
 
 
 @dataclass(frozen=True)
-class StorySource:
+class StorySource(DataSource):
     """Which stories, and how they are split and cut.
 
     Raises:
@@ -47,8 +46,7 @@ class StorySource:
             )
         if self.max_sentences < 1:
             raise ValueError(f"max_sentences must be at least 1, got {self.max_sentences}")
-        if self.max_train is not None and self.max_train < 1:
-            raise ValueError(f"max_train must be at least 1, got {self.max_train}")
+        self.check_max_train()
         if self.source.startswith("tfds:"):
             raise ValueError(
                 "the catalogue of tensorflow-datasets has no stories; give builtin or a path, or "
@@ -59,8 +57,3 @@ class StorySource:
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The config that `dataclasses.asdict` and JSON made `fields` of."""
         return cls(**{**fields, "tasks": tuple(fields["tasks"])})
-
-    @property
-    def prepared_dir(self) -> Path:
-        """The folder of prepared data sets, absolute."""
-        return default_data_dir(self.data_dir)

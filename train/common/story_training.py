@@ -9,9 +9,9 @@ from typing import Any
 
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, same_everywhere
+from train.common.entry import one_per_seed, opened
 from train.common.loop import run
 from train.common.optim import OptimConfig
-from train.common.seeds import opened, with_seeds
 from train.common.stories import StoryData
 from train.common.story_batches import StoryEncoder
 from train.common.story_loading import StoryDataConfig
@@ -111,7 +111,11 @@ def train_stories(config: Stories) -> None:
                 tested.append(outcome.test)
         return StoryScores.merged(tested) if tested else None
 
-    tested = with_seeds(config, train_one)
+    tested = {
+        one.train.seed: outcome
+        for one in one_per_seed(config)
+        if (outcome := train_one(one)) is not None
+    }
     if baseline is not None and config.single:
         say("\n".join(errors_table(scores, baseline) for scores in tested.values()))
     if baseline is not None and len(tested) > 1:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.common.held_out import draw_splits
 from train.common.labelled_text import SPLITS
 
 
@@ -121,15 +122,8 @@ def hold_out_pairs(
     Returns:
         The named splits and `train`; within a split the original order stays.
     """
-    sources = list(dict.fromkeys(pair.source for pair in train))
-    order = np.random.default_rng(seed).permutation(len(sources))
-    split_of: dict[str, str] = {}
-    start = 0
-    for split, fraction in fractions.items():
-        stop = start + int(np.ceil(fraction * len(sources)))
-        split_of |= {sources[i]: split for i in order[start:stop]}
-        start = stop
+    split_of = draw_splits((pair.source for pair in train), fractions, seed)
     return {
-        split: tuple(pair for pair in train if split_of.get(pair.source, "train") == split)
+        split: tuple(pair for pair in train if split_of[pair.source] == split)
         for split in (*fractions, "train")
     }

@@ -16,7 +16,7 @@ from train.common.classification import Scores
 from train.common.files import write_json
 from train.common.labelled_text import Example
 from train.common.result import Which, load_model
-from train.common.rundir import CONFIG
+from train.common.rundir import described_task
 from train.common.subwords import SubwordConfig
 from train.common.text_batches import TextEncoder
 from train.common.text_models import TextModelConfig
@@ -148,9 +148,4 @@ def described_run(run_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such run, or it is one of another task.
     """
-    missing = [name for name in (CONFIG, TOKENISER, LABELS) if not (run_dir / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{run_dir} is no run directory of text classification: it has no {missing[0]}"
-        )
-    return json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["task"]
+    return described_task(run_dir, "text classification", TOKENISER, LABELS)

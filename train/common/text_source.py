@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tyro
+
+from train.common.data_source import DataSource
 
 FileFormat = Literal["auto", "csv", "tsv", "jsonl", "trec", "regex"]
 
 
 @dataclass(frozen=True)
-class TextSource:
+class TextSource(DataSource):
     """Which data set, how to read it, and how it is split.
 
     Raises:
@@ -55,15 +55,9 @@ class TextSource:
 
     def __post_init__(self) -> None:
         """Rejects values that cannot mean anything."""
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction leave nothing to train on")
+        self.check_split()
         if (self.pattern is not None) != (self.format == "regex"):
             raise ValueError("give pattern with format regex, and only then")
-        if self.max_train is not None and self.max_train < 1:
-            raise ValueError(f"max_train must be at least 1, got {self.max_train}")
         if not self.is_file and (self.validation or self.test):
             raise ValueError(
                 f"separate validation and test files go with a file as --data, got {self.source!r}"
@@ -73,19 +67,3 @@ class TextSource:
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """The config that `dataclasses.asdict` and JSON made `fields` of."""
         return cls(**{**fields, "text_column": tuple(fields["text_column"])})
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the source is a path."""
-        return self.source != "builtin" and not self.source.startswith("tfds:")
-
-    @property
-    def prepared_dir(self) -> Path:
-        """The folder of prepared data sets, absolute."""
-        return default_data_dir(self.data_dir)
-
-
-def default_data_dir(given: str | None) -> Path:
-    """The folder of prepared data sets, absolute: the given one, or where they usually are."""
-    default = os.environ.get("ATTNJAX_DATA_DIR", "~/.cache/attnjax/data")
-    return Path(given or default).expanduser().absolute()
