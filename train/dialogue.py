@@ -44,26 +44,26 @@ import tyro
 from attnjax.models.decode import Sampling
 from train.common import cli
 from train.common.config import TrainConfig
-from train.common.dialogue_batches import context_of
-from train.common.dialogue_chat import HELP, Answerer, converse
-from train.common.dialogue_choosing import Choose, choose, chooser_task
-from train.common.dialogue_data import DialogueDataConfig
-from train.common.dialogue_outcome import scores_table
-from train.common.dialogue_pairs import (
+from train.common.dialogue.batches import context_of
+from train.common.dialogue.chat import HELP, Answerer, converse
+from train.common.dialogue.choosing import Choose, choose, chooser_task
+from train.common.dialogue.data import DialogueDataConfig
+from train.common.dialogue.dialogues import Turn
+from train.common.dialogue.knowledge import KnowledgeBase
+from train.common.dialogue.outcome import scores_table
+from train.common.dialogue.pairs import (
     ChatWriter,
     DialogueScores,
     answer_pairs,
     as_pairs,
     source_of,
 )
-from train.common.dialogue_run import Chooser
-from train.common.dialogue_writing import Write, write, writer_task
-from train.common.dialogues import Turn
-from train.common.knowledge import KnowledgeBase
+from train.common.dialogue.run import Chooser
+from train.common.dialogue.writing import Write, write, writer_task
+from train.common.pairs.outcome import search_notes
+from train.common.pairs.run import DecodingConfig, Writer
+from train.common.pairs.scores import scores_line
 from train.common.rundir import CONFIG
-from train.common.seq_outcome import search_notes
-from train.common.seq_run import DecodingConfig, Writer
-from train.common.seq_scores import scores_line
 from train.common.task import Task
 
 

@@ -43,17 +43,17 @@ from attnjax.models.decode import Sampling
 from train.common import cli
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
-from train.common.document_data import DocumentConfig
-from train.common.documents import Documents
 from train.common.entry import one_per_seed, say_notes, started, task_fields
-from train.common.lm_batches import LmBatches, Windows
-from train.common.lm_models import LmModelConfig
-from train.common.lm_outcome import Outcome, finish, seeds_table
-from train.common.lm_run import Language, described_run, save_text_side
-from train.common.lm_task import lm_task
-from train.common.lm_tokenise import LmTokeniser, LmTokeniserConfig
+from train.common.lm.batches import LmBatches, Windows
+from train.common.lm.data import DocumentConfig
+from train.common.lm.documents import Documents
+from train.common.lm.models import LmModelConfig
+from train.common.lm.ngrams import NgramBaseline, ngram_baseline
+from train.common.lm.outcome import Outcome, finish, seeds_table
+from train.common.lm.run import Language, described_run, save_text_side
+from train.common.lm.task import lm_task
+from train.common.lm.tokenise import LmTokeniser, LmTokeniserConfig
 from train.common.loop import run
-from train.common.ngrams import NgramBaseline, ngram_baseline
 from train.common.optim import OptimConfig
 from train.common.task import Task
 

@@ -32,22 +32,24 @@ from typing import Any, Literal
 
 import tyro
 
-from train.common import cli, span_training, story_training
+from train.common import cli
 from train.common.config import TrainConfig
+from train.common.data.files import read_text
 from train.common.files import write_json
 from train.common.rundir import CONFIG
-from train.common.span_answers import texts as span_texts
-from train.common.span_data import SpanQuestion
-from train.common.span_loading import SpanDataConfig
-from train.common.span_outcome import scores_table
-from train.common.span_run import SpanAnswerer
-from train.common.span_training import Spans, train_spans
-from train.common.story_loading import StoryDataConfig
-from train.common.story_run import StoryAnswerer, as_story
-from train.common.story_scores import errors_table
-from train.common.story_training import Stories, train_stories
+from train.common.spans import training as span_training
+from train.common.spans.answers import texts as span_texts
+from train.common.spans.data import SpanQuestion
+from train.common.spans.loading import SpanDataConfig
+from train.common.spans.outcome import scores_table
+from train.common.spans.run import SpanAnswerer
+from train.common.spans.training import Spans, train_spans
+from train.common.stories import training as story_training
+from train.common.stories.loading import StoryDataConfig
+from train.common.stories.run import StoryAnswerer, as_story
+from train.common.stories.scores import errors_table
+from train.common.stories.training import Stories, train_stories
 from train.common.task import Task
-from train.common.text_files import read_text
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ What it gave (jax 0.10.2, CPU): ROUGE-1, -2 and -L, F1 with Porter's stemmer, of
 
 Docstrings to their first line, about 8 CPU minutes: 38.89, 20.04, 37.08; the first 10 words 25.44,
 8.68, 21.69. Many docstrings have a sibling: the summary of the nearest training text (TF-IDF of
-character n-grams, `train.common.nearest`) has 47.74, 30.78, 46.44.
+character n-grams, `train.common.pairs.nearest`) has 47.74, 30.78, 46.44.
 
 python -m train.summarisation
 
@@ -29,14 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.common.config import TrainConfig
-from train.common.lead import lead_baseline
 from train.common.optim import OptimConfig
-from train.common.pair_tokens import PairTokensConfig
-from train.common.seq_models import SeqModelConfig
-from train.common.seq_program import SeqConfig, SeqProgram
-from train.common.seq_tokenise import SeqTokeniserConfig
-from train.common.summary_data import SummaryData
-from train.common.summary_scores import SummaryScores
+from train.common.pairs.lead import lead_baseline
+from train.common.pairs.models import SeqModelConfig
+from train.common.pairs.program import SeqConfig, SeqProgram
+from train.common.pairs.summary_data import SummaryData
+from train.common.pairs.summary_scores import SummaryScores
+from train.common.pairs.tokenise import SeqTokeniserConfig
+from train.common.pairs.tokens import PairTokensConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,21 +45,21 @@ import tyro
 from flax import nnx
 
 from train.common import cli
-from train.common.baseline import Baseline, tfidf_baseline
 from train.common.classification import Scores, balanced_weights, cross_entropy
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
 from train.common.entry import one_per_seed, task_fields
-from train.common.labelled_text import LabelledText
 from train.common.loop import run
 from train.common.optim import OptimConfig
-from train.common.sources import TextDataConfig
-from train.common.subwords import SubwordConfig
 from train.common.task import Batch, Task
-from train.common.text_batches import TextBatches, TextEncoder
-from train.common.text_models import RULES, TextClassifier, TextModelConfig
-from train.common.text_outcome import Outcome, finish, scores_table, seeds_table
-from train.common.text_run import Classifier, described_run, save_text_side
+from train.common.text.baseline import Baseline, tfidf_baseline
+from train.common.text.batches import TextBatches, TextEncoder
+from train.common.text.labelled_text import LabelledText
+from train.common.text.loading import TextDataConfig
+from train.common.text.models import RULES, TextClassifier, TextModelConfig
+from train.common.text.outcome import Outcome, finish, scores_table, seeds_table
+from train.common.text.run import Classifier, described_run, save_text_side
+from train.common.text.subwords import SubwordConfig
 from train.common.tokenise import TokeniserConfig
 
 

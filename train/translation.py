@@ -36,14 +36,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.common.config import TrainConfig
-from train.common.nearest import nearest_baseline
 from train.common.optim import OptimConfig
-from train.common.pair_tokens import PairTokensConfig
-from train.common.seq_models import SeqModelConfig
-from train.common.seq_program import SeqConfig, SeqProgram
-from train.common.seq_tokenise import SeqTokeniserConfig
-from train.common.translation_data import TranslationData
-from train.common.translation_scores import TranslationScores
+from train.common.pairs.models import SeqModelConfig
+from train.common.pairs.nearest import nearest_baseline
+from train.common.pairs.program import SeqConfig, SeqProgram
+from train.common.pairs.tokenise import SeqTokeniserConfig
+from train.common.pairs.tokens import PairTokensConfig
+from train.common.pairs.translation_data import TranslationData
+from train.common.pairs.translation_scores import TranslationScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from train.common.builders.docstring_corpus import (
     split_of,
 )
 from train.common.builders.docstrings import prepared
-from train.common.document_data import DocumentConfig
-from train.common.labelled_text import LabelledText
-from train.common.sources import TextDataConfig
+from train.common.lm.data import DocumentConfig
+from train.common.text.labelled_text import LabelledText
+from train.common.text.loading import TextDataConfig
 
 DOCSTRING = """resample(x, num, *, axis=0, window=None)
 
@@ -150,7 +150,7 @@ def test_prepared_data_are_read_not_made_again(builtin, monkeypatch) -> None:
 def test_processes_that_start_together_all_get_the_data(tmp_path: Path) -> None:
     program = (
         "import sys, warnings; warnings.simplefilter('error')\n"
-        "from train.common.sources import TextDataConfig\n"
+        "from train.common.text.loading import TextDataConfig\n"
         "print(TextDataConfig(data_dir=sys.argv[1]).load().fingerprint)"
     )
     running = [

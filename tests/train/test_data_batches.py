@@ -7,10 +7,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from train.common.labelled_text import Example, LabelledText, hold_out
 from train.common.order import CHUNK
-from train.common.subwords import SubwordConfig
-from train.common.text_batches import TextBatches, TextEncoder
+from train.common.text.batches import TextBatches, TextEncoder
+from train.common.text.labelled_text import Example, LabelledText, hold_out
+from train.common.text.subwords import SubwordConfig
 from train.common.tokenise import TokeniserConfig
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.common.sources import TextDataConfig
+from train.common.text.loading import TextDataConfig
 
 TEXTS = [f"text number {i}" for i in range(20)]
 ROWS = [(text, "even" if i % 2 == 0 else "odd") for i, text in enumerate(TEXTS)]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from train.common import catalogue
+from train.common.data import catalogue
 from train.common.extras import MissingExtraError
-from train.common.sources import TextDataConfig
+from train.common.text.loading import TextDataConfig
 
 WORDS = ("good", "bad", "middling \N{SNOWMAN}")
 

@@ -13,21 +13,27 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.train.toy_dialogues import write_dialogues
-from train.common import dialogue_tfds
 from train.common.builders import booking_world
-from train.common.dialogue_baseline import likest_turn
-from train.common.dialogue_batches import (
+from train.common.dialogue import tfds as dialogue_tfds
+from train.common.dialogue.baseline import likest_turn
+from train.common.dialogue.batches import (
     NO_CANDIDATE,
     SPEAKERS,
     DialogueBatches,
     DialogueEncoder,
     context_of,
 )
-from train.common.dialogue_data import DialogueDataConfig
-from train.common.dialogue_lines import read_answers, read_dialogues
-from train.common.dialogue_words import DialogueWords, DialogueWordsConfig
-from train.common.dialogues import SILENCE, DialogueData, Turn, hold_out_dialogues, utterances
-from train.common.knowledge import KnowledgeBase, read_knowledge
+from train.common.dialogue.data import DialogueDataConfig
+from train.common.dialogue.dialogues import (
+    SILENCE,
+    DialogueData,
+    Turn,
+    hold_out_dialogues,
+    utterances,
+)
+from train.common.dialogue.knowledge import KnowledgeBase, read_knowledge
+from train.common.dialogue.lines import read_answers, read_dialogues
+from train.common.dialogue.words import DialogueWords, DialogueWordsConfig
 
 BABI = (
     "1 hi\thello\n2 anna R_phone anna_phone\n3 anna R_town oslo\n4 <SILENCE>\thow about anna\n"

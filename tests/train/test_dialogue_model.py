@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from train.common.dialogue_batches import SPEAKERS
-from train.common.dialogue_models import SelectorConfig
-from train.common.dialogue_task import accuracies
-from train.common.dialogue_words import padded_bags
+from train.common.dialogue.batches import SPEAKERS
+from train.common.dialogue.models import SelectorConfig
+from train.common.dialogue.task import accuracies
+from train.common.dialogue.words import padded_bags
 
 KNOWN, SIZE, F, P, HOPS, AGES = 7, 10, 4, 3, 2, 3
 HISTORY = jnp.array([[[2, 3, 0], [8, 4, 0], [5, 9, 9], [0, 0, 0]], [[6, 0, 0]] + [[0, 0, 0]] * 3])

@@ -7,15 +7,15 @@ import pytest
 from flax import nnx
 
 from attnjax.models.decode import GREEDY, Sampling
-from train.common.dialogue_batches import context_of
-from train.common.dialogue_chat import converse
-from train.common.dialogue_pairs import ChatWriter, DialogueScores, as_pairs, source_of
-from train.common.dialogues import SILENCE, DialogueData, Turn
-from train.common.knowledge import KnowledgeBase
-from train.common.pair_tokens import PairTokensConfig
-from train.common.seq_models import SeqModelConfig
-from train.common.seq_run import DecodingConfig, Writer
-from train.common.seq_tokenise import SeqTokeniserConfig
+from train.common.dialogue.batches import context_of
+from train.common.dialogue.chat import converse
+from train.common.dialogue.dialogues import SILENCE, DialogueData, Turn
+from train.common.dialogue.knowledge import KnowledgeBase
+from train.common.dialogue.pairs import ChatWriter, DialogueScores, as_pairs, source_of
+from train.common.pairs.models import SeqModelConfig
+from train.common.pairs.run import DecodingConfig, Writer
+from train.common.pairs.tokenise import SeqTokeniserConfig
+from train.common.pairs.tokens import PairTokensConfig
 
 DIALOGUE = (Turn("hi", "hello"), Turn("i like tea", "so do i", ("tea is hot",)))
 DATA = DialogueData(

@@ -8,9 +8,9 @@ from typing import ClassVar
 import pytest
 import tensorflow_datasets as tfds
 
-from train.common import catalogue
-from train.common.document_data import DocumentConfig
-from train.common.summary_data import SummaryData
+from train.common.data import catalogue
+from train.common.lm.data import DocumentConfig
+from train.common.pairs.summary_data import SummaryData
 
 
 class TinyTales(tfds.core.GeneratorBasedBuilder):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from train.common.document_data import DocumentConfig
-from train.common.documents import FEW, Documents, hold_out
+from train.common.lm.data import DocumentConfig
+from train.common.lm.documents import FEW, Documents, hold_out
 
 
 def load(path: Path | str, *more: str, **options: object) -> Documents:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.common.lm_outcome import excerpts
-from train.common.lm_run import Language
+from train.common.lm.outcome import excerpts
+from train.common.lm.run import Language
 from train.language_modelling import main, prepare
 
 VERBS = {"cat": "sleeps", "dog": "barks", "hen": "clucks", "cow": "moos"}

@@ -11,12 +11,12 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.common.documents import Documents
-from train.common.lm_batches import LmBatches, packed
-from train.common.lm_models import LmModelConfig
-from train.common.lm_packing import Piece, joined, pack, pieces
-from train.common.lm_task import target_nats, text_metrics
-from train.common.lm_tokenise import BOUNDARY, CODE_POINTS, LmTokeniserConfig
+from train.common.lm.batches import LmBatches, packed
+from train.common.lm.documents import Documents
+from train.common.lm.models import LmModelConfig
+from train.common.lm.packing import Piece, joined, pack, pieces
+from train.common.lm.task import target_nats, text_metrics
+from train.common.lm.tokenise import BOUNDARY, CODE_POINTS, LmTokeniserConfig
 
 LENGTH = 8
 TRAIN = ("abcdefg" * 3, "bad", "a", "cabbage faced", "dead bee " * 2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.common.lm_tokenise import BOUNDARY, UNKNOWN, Kind, LmTokeniser, LmTokeniserConfig
+from train.common.lm.tokenise import BOUNDARY, UNKNOWN, Kind, LmTokeniser, LmTokeniserConfig
 
 DOCUMENTS = ["The cat sat on the mat. " * 9, "  Two\n\n\tspaces, 日本語 and 😀, é or é.", "x"]
 KINDS: tuple[Kind, ...] = ("character", "byte", "bpe")

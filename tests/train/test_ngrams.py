@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from train.common.documents import Documents
-from train.common.ngrams import LARGEST, ngram_baseline
+from train.common.lm.documents import Documents
+from train.common.lm.ngrams import LARGEST, ngram_baseline
 
 TRAIN = ("the cat sat on the mat", "the cat ate", "a rat sat on a cat ä")
 HELD_OUT = ("the rat sat", "a mat on the cat ö")

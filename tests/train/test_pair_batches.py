@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from train.common.order import Order, one_pass
-from train.common.pair_batches import CHUNK, COARSE, WIDTHS, PairBatches, width
-from train.common.pair_tokens import PairTokensConfig
-from train.common.seq_tokenise import BEGIN_ID, END_ID, PAD_ID, SeqTokeniserConfig
-from train.common.text_pairs import Pair, TextPairs
+from train.common.pairs.batches import CHUNK, COARSE, WIDTHS, PairBatches, width
+from train.common.pairs.text_pairs import Pair, TextPairs
+from train.common.pairs.tokenise import BEGIN_ID, END_ID, PAD_ID, SeqTokeniserConfig
+from train.common.pairs.tokens import PairTokensConfig
 
 
 def make(

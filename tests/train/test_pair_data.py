@@ -11,9 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from train.common.builders import spelt, spelt_corpus
-from train.common.pair_tfds import load_pair_tfds
-from train.common.text_pairs import Pair, TextPairs, hold_out_pairs
-from train.common.translation_data import TranslationData
+from train.common.pairs.text_pairs import Pair, TextPairs, hold_out_pairs
+from train.common.pairs.tfds import load_pair_tfds
+from train.common.pairs.translation_data import TranslationData
 
 ROWS = [(f"source {i}", f"target {i}") for i in range(20)]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.common.baseline import Baseline
 from train.common.classification import Scores
-from train.common.labelled_text import Example, LabelledText
-from train.common.report import Report, class_rows, confusion_figure, shades, write_report
-from train.common.text_outcome import Outcome, chosen_examples, scores_table, seeds_table
-from train.common.text_run import Prediction, Word
+from train.common.text.baseline import Baseline
+from train.common.text.labelled_text import Example, LabelledText
+from train.common.text.outcome import Outcome, chosen_examples, scores_table, seeds_table
+from train.common.text.report import Report, class_rows, confusion_figure, shades, write_report
+from train.common.text.run import Prediction, Word
 
 LABELS = ("plain", 'odd <b> & "quoted"')
 TEXT = "  A <i>cat</i>, sat "

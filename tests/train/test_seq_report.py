@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.common import nearest
-from train.common.seq_outcome import SeqOutcome, chosen, search_notes, seeds_table
-from train.common.seq_report import alignment_figure
-from train.common.seq_run import Alignment, DecodingConfig, Written
-from train.common.seq_scores import SeqBaseline, scores_line
-from train.common.text_pairs import Pair, TextPairs
-from train.common.translation_scores import TranslationScores
+from train.common.pairs import nearest
+from train.common.pairs.outcome import SeqOutcome, chosen, search_notes, seeds_table
+from train.common.pairs.report import alignment_figure
+from train.common.pairs.run import Alignment, DecodingConfig, Written
+from train.common.pairs.scores import SeqBaseline, scores_line
+from train.common.pairs.text_pairs import Pair, TextPairs
+from train.common.pairs.translation_scores import TranslationScores
 
 TRAIN = tuple(Pair(f"the {a} {b}", f"{b}/{a}") for a in ("red", "big") for b in ("cat", "house"))
 TEST = (Pair("a red cat", "cat/red"), Pair("big houses", "house/big"))

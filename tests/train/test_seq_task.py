@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 
 from train.common.attention_config import AttentionConfig
-from train.common.pair_batches import PairBatches
-from train.common.pair_tokens import PairTokens, PairTokensConfig
-from train.common.seq_models import RULES, SeqModelConfig
-from train.common.seq_task import greedy, seq_task
-from train.common.seq_tokenise import BEGIN_ID, END_ID, PAD_ID, SeqTokeniserConfig
+from train.common.pairs.batches import PairBatches
+from train.common.pairs.models import RULES, SeqModelConfig
+from train.common.pairs.task import greedy, seq_task
+from train.common.pairs.text_pairs import Pair, TextPairs
+from train.common.pairs.tokenise import BEGIN_ID, END_ID, PAD_ID, SeqTokeniserConfig
+from train.common.pairs.tokens import PairTokens, PairTokensConfig
 from train.common.task import Task
-from train.common.text_pairs import Pair, TextPairs
 
 SMALL = SeqModelConfig(features=8, encoder_layers=1, decoder_layers=1, heads=2, dropout=0.0)
 LENGTHS = (1, 4, 2, 6, 3, 5)

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.common.pair_tokens import PairTokens, PairTokensConfig
-from train.common.rundir import CONFIG
-from train.common.seq_tokenise import (
+from train.common.pairs.text_pairs import Pair, TextPairs
+from train.common.pairs.tokenise import (
     BEGIN_ID,
     END_ID,
     PAD_ID,
@@ -18,7 +17,8 @@ from train.common.seq_tokenise import (
     SeqTokeniser,
     SeqTokeniserConfig,
 )
-from train.common.text_pairs import Pair, TextPairs
+from train.common.pairs.tokens import PairTokens, PairTokensConfig
+from train.common.rundir import CONFIG
 
 TEXTS = ["Ein Mann, der läuft.", "A man isn't [ here ] now", "日本 🙂", "[END]"]
 CONFIGS = {kind: SeqTokeniserConfig(kind=kind) for kind in ("bpe", "word", "char")}

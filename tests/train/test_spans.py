@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.common.span_answers import collect, known, texts
-from train.common.span_baseline import closest_sentence, guess, last_word, longest_name
-from train.common.span_batches import (
+from train.common.spans.answers import collect, known, texts
+from train.common.spans.baseline import closest_sentence, guess, last_word, longest_name
+from train.common.spans.batches import (
     QUESTION,
     SHARED,
     TEXT,
@@ -22,10 +22,10 @@ from train.common.span_batches import (
     SpanEncoder,
     SpanTokensConfig,
 )
-from train.common.span_data import Span, SpanData, SpanQuestion
-from train.common.span_loading import SpanDataConfig
-from train.common.span_models import best_spans, span_loss
-from train.common.span_task import make_encoder
+from train.common.spans.data import Span, SpanData, SpanQuestion
+from train.common.spans.loading import SpanDataConfig
+from train.common.spans.models import best_spans, span_loss
+from train.common.spans.task import make_encoder
 
 CONTEXT = "In 1990-95 Zoë's na\u0308ive dog  (a\u00a0pug) ate 3,000 U.S. bones.\nThen Ada slept."
 

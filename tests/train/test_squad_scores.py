@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from train.common.squad_scores import (
+from train.common.spans.squad_scores import (
     Known,
     best_thresholds,
     exact_match,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from train.common.builders.story_world import KINDS, PEOPLE, PLACES, split_of, stories
-from train.common.stories import StoryData, natural_order
-from train.common.story_batches import StoryBatches, StoryEncoder
-from train.common.story_files import read_stories
-from train.common.story_loading import StoryDataConfig
-from train.common.story_scores import StoryScores, errors_table, guess
-from train.common.story_task import make_encoder
+from train.common.stories.batches import StoryBatches, StoryEncoder
+from train.common.stories.data import StoryData, natural_order
+from train.common.stories.files import read_stories
+from train.common.stories.loading import StoryDataConfig
+from train.common.stories.scores import StoryScores, errors_table, guess
+from train.common.stories.task import make_encoder
 from train.common.tokenise import UNKNOWN_ID
 
 STORY = """\

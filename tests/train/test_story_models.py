@@ -10,9 +10,9 @@ from flax import nnx
 
 from attnjax import Prefix
 from train.common.optim import dotted
-from train.common.span_models import RULES as SPAN_RULES
-from train.common.span_models import SpanReaderConfig
-from train.common.story_models import RULES, StoryModelConfig, sentence_ages
+from train.common.spans.models import RULES as SPAN_RULES
+from train.common.spans.models import SpanReaderConfig
+from train.common.stories.models import RULES, StoryModelConfig, sentence_ages
 
 B, S, W, V, C = 3, 5, 4, 17, 7
 

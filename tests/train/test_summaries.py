@@ -11,10 +11,10 @@ import pytest
 
 from train.common.builders.docstring_corpus import split_of
 from train.common.builders.docstring_summaries import MIN_BODY_WORDS, Summarised, summaries
-from train.common.lead import first_sentence, first_words, lead_baseline
-from train.common.summary_data import SummaryData
-from train.common.summary_scores import SummaryScores
-from train.common.text_pairs import Pair, TextPairs
+from train.common.pairs.lead import first_sentence, first_words, lead_baseline
+from train.common.pairs.summary_data import SummaryData
+from train.common.pairs.summary_scores import SummaryScores
+from train.common.pairs.text_pairs import Pair, TextPairs
 
 MAIL = (
     "Hello all,\n\nthe meeting is on {day}.\n@home is off.\n\n@subject\n{subject}\n\n@ann0\nother"

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.common.baseline import STRENGTHS, tfidf_baseline
 from train.common.classification import Scores, balanced_weights, cross_entropy
-from train.common.labelled_text import Example, LabelledText
+from train.common.text.baseline import STRENGTHS, tfidf_baseline
+from train.common.text.labelled_text import Example, LabelledText
 
 
 def test_balanced_weights_give_every_class_the_same_share() -> None:

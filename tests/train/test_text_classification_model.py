@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from train.common.text_models import TextModelConfig
-from train.common.word_embedding import WordEmbedding, bag
+from train.common.text.models import TextModelConfig
+from train.common.text.word_embedding import WordEmbedding, bag
 
 B, T, G, F, V = 3, 7, 5, 8, 23
 MODELS = ("bilstm_attention", "transformer")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.common.subwords import SubwordConfig, SubwordTable
+from train.common.text.subwords import SubwordConfig, SubwordTable
 from train.common.tokenise import UNKNOWN_ID, TextTokeniser, TokeniserConfig
 
 CORPUS = ["The cat sat.", "The dog sat, too.", "A cat's tail isn't a dog's tail."] * 3

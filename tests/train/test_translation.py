@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.common.seq_run import DecodingConfig, Writer, Written
+from train.common.pairs.run import DecodingConfig, Writer, Written
 from train.common.signals import StopSignals
 from train.translation import main
 

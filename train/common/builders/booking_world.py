@@ -5,7 +5,7 @@ the highest score first; the user takes an offer, wants another, or changes the 
 only the new results count. Searches are split: those of the test never occur in training. In the
 split `oov` the towns, areas and hotels are other ones than in all other splits.
 
-Dialogues are in the format of dialog-bAbI, which `train.common.dialogue_lines` describes.
+Dialogues are in the format of dialog-bAbI, which `train.common.dialogue.lines` describes.
 """
 
 from __future__ import annotations

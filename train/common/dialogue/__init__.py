@@ -1,0 +1,1 @@
+"""Dialogues of a user and a bot: to choose the next answer, or to write it."""

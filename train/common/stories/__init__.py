@@ -1,0 +1,1 @@
+"""Questions about short stories, in the manner of bAbI."""

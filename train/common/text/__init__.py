@@ -1,0 +1,1 @@
+"""Text classification: labelled texts, their models, runs and reports."""
