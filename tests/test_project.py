@@ -31,7 +31,7 @@ LAYERS = (
     ("train",),  # the tasks
 )
 LEAVES = ("attnjax.bench", "attnjax.plan")  # import anything, are imported by nothing
-LIBRARY_NEEDS = {"jax", "jaxlib", "flax", "jaxtyping", "numpy"}
+LIBRARY_NEEDS = {"jax", "jaxlib", "flax", "jaxtyping", "numpy", "optax"}
 # Imported where they are used, with an error that says how to install them.
 OPTIONAL = {"attnjax.models.pretrained.files": {"safetensors"}}
 PUBLIC = {
