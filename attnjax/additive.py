@@ -72,7 +72,7 @@ def additive_attention(
       ValueError: if an argument is wrong, or a partition does not fit the mesh or the call.
       NotImplementedError: if the named implementation can't do what was asked.
     """
-    problem = _problem(
+    problem = additive_problem(
         q=q,
         k=k,
         v=v,
@@ -146,7 +146,7 @@ def explain_additive(
     }
 
     def plan(**given: Any) -> Plan:
-        problem = _problem(**given, precision=precision, stats=stats)
+        problem = additive_problem(**given, precision=precision, stats=stats)
         found = dispatch.explain(problem, as_mask(mask), implementation)
         if partition is None:
             return found
@@ -168,7 +168,20 @@ def _over_devices(problem: AdditiveProblem, implementation: str | None) -> Probl
     return with_scores(problem, shared_keys=False)
 
 
-def _problem(w: Any, bias: Any, **given: Any) -> AdditiveProblem:
+def additive_problem(w: Any, bias: Any, **given: Any) -> AdditiveProblem:
+    """Validates a call.
+
+    Args:
+      w: weight of each hidden unit.
+      bias: added inside the tanh, or None.
+      **given: what else `attnjax.validate.make_problem` takes, but for the scale.
+
+    Returns:
+      The problem.
+
+    Raises:
+      ValueError: naming the argument, what was expected and what came.
+    """
     softmax = make_problem(**given, scale=None)
     sizes = softmax.sizes
     for name, x in (("w", w), ("bias", bias)):

@@ -71,6 +71,35 @@ def operation(
       A function of the arrays that holds none itself. It gives the output `[B, T, N, D]`, logsumexp
       and, with statistics, entropy, max_logit, sink_mass and distance `[B, N, T]`. And the arrays.
     """
+    kernel, arguments = prepare(problem, tiling)
+    structure = jax.tree.structure(arguments)
+    # The kernel must not hold the caller's arrays, for it outlives the trace that they belong to.
+    op = differentiable(
+        functools.partial(forward, kernel.bare(), structure),
+        functools.partial(backward, kernel.bare(), structure),
+        num_smooth=3 if problem.stats else 2,
+        refusal=_REFUSAL,
+    )
+    B, T, N, D = (problem.sizes[a] for a in "BTND")
+
+    def run(*arrays: Any) -> tuple[Array, ...]:
+        out, *rows = op(*jax.tree.leaves(arrays))
+        out = jnp.moveaxis(out.reshape(B, N, T, D), 1, 2)
+        return (out, *(x.reshape(B, N, T) for x in rows))
+
+    return run, arguments
+
+
+def prepare(problem: Problem, tiling: Tiling) -> tuple[Kernel, Arguments]:
+    """Splits a call into what is static and its arrays, for whoever computes tiles of it.
+
+    Args:
+      problem: the call; no axis may be empty.
+      tiling: the tiles.
+
+    Returns:
+      The kernel, and all that it computes with.
+    """
     dtype = problem.accumulation_dtype
     dropout = problem.dropout
     settings = None if dropout is None else (dropout.rate, dropout.shared)
@@ -103,19 +132,4 @@ def operation(
         origin=problem.origin,
         known=problem.known,
     )
-    structure = jax.tree.structure(arguments)
-    # The kernel must not hold the caller's arrays, for it outlives the trace that they belong to.
-    op = differentiable(
-        functools.partial(forward, kernel.bare(), structure),
-        functools.partial(backward, kernel.bare(), structure),
-        num_smooth=3 if problem.stats else 2,
-        refusal=_REFUSAL,
-    )
-    B, T, N, D = (problem.sizes[a] for a in "BTND")
-
-    def run(*arrays: Any) -> tuple[Array, ...]:
-        out, *rows = op(*jax.tree.leaves(arrays))
-        out = jnp.moveaxis(out.reshape(B, N, T, D), 1, 2)
-        return (out, *(x.reshape(B, N, T) for x in rows))
-
-    return run, arguments
+    return kernel, arguments
