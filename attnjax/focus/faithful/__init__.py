@@ -1,0 +1,46 @@
+"""Is an explanation true: deletion and insertion, agreement with gradients, random weights."""
+
+from attnjax.focus.faithful.attention import WeightedPooling, pooling_attention
+from attnjax.focus.faithful.attributions import (
+    EmbeddedScore,
+    IntegratedGradients,
+    integrated_gradients,
+    leave_one_out,
+)
+from attnjax.focus.faithful.curves import (
+    SHARES,
+    Curve,
+    RandomCurves,
+    Score,
+    deletion_curve,
+    insertion_curve,
+    random_curves,
+)
+from attnjax.focus.faithful.intervals import bootstrap_interval
+from attnjax.focus.faithful.ranks import kendall, spearman
+from attnjax.focus.faithful.received import gradient_weighted_received
+from attnjax.focus.faithful.sanity import random_weights, reinitialised
+from attnjax.focus.faithful.summary import Faithfulness
+
+__all__ = [
+    "SHARES",
+    "Curve",
+    "EmbeddedScore",
+    "Faithfulness",
+    "IntegratedGradients",
+    "RandomCurves",
+    "Score",
+    "WeightedPooling",
+    "bootstrap_interval",
+    "deletion_curve",
+    "gradient_weighted_received",
+    "insertion_curve",
+    "integrated_gradients",
+    "kendall",
+    "leave_one_out",
+    "pooling_attention",
+    "random_curves",
+    "random_weights",
+    "reinitialised",
+    "spearman",
+]
