@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +81,10 @@ def gradient_weighted_received(
                 "that calls the model once."
             )
         if seen:
-            module.gate = _Gate(jnp.zeros((*layers, *seen.pop()), jnp.float32))
-    graph, gates, rest = nnx.split(copy, _Gate, ...)
+            stacked = () if layers is None else (layers,)
+            module.gate = _Gate(jnp.zeros(stacked + seen.pop(), jnp.float32))
+    split: Any = nnx.split(copy, _Gate, ...)
+    graph, gates, rest = split
 
     def total(gates: Any) -> Array:
         return jnp.sum(score(nnx.merge(graph, gates, rest)))
@@ -92,34 +94,35 @@ def gradient_weighted_received(
         name: found
         for path, (module, layers) in gated.items()
         if module.gate is not None
-        for name, found in _by_layer(path, module.gate[...], bool(layers))
+        for name, found in _by_layer(path, module.gate[...], scanned=layers is not None)
     }
 
 
 _SCANNED = ".*"
 
 
-def _gate(model: nnx.Module, shapes: _Shapes) -> dict[str, tuple[_Gated, tuple[int, ...]]]:
-    """Puts a gate behind every value projection; returns them by path, with their stack's size."""
+def _gate(model: nnx.Module, shapes: _Shapes) -> dict[str, tuple[_Gated, int | None]]:
+    """Wraps every value projection; returns them by path, with the number of scanned layers."""
     modules = list(nnx.iter_modules(model))
     scanned = {
-        (*path, "layers"): (module.num_layers,)
+        (*path, "layers"): module.num_layers
         for path, module in modules
         if isinstance(module, LayerStack) and module.scanned
     }
-    found = {}
+    found: dict[str, tuple[_Gated, int | None]] = {}
     for path, module in modules:
         if not isinstance(module, MultiHeadAttention | AdditiveAttention):
             continue
         stack = next((s for s in scanned if path[: len(s)] == s), None)
         parts = path if stack is None else (*stack, "*", *path[len(stack) :])
         name = ".".join(map(str, parts))
-        module.value = found_gate = _Gated(module.value, name, shapes)
-        found[name] = (found_gate, scanned[stack] if stack else ())
+        gated = _Gated(module.value, name, shapes)
+        module.value = cast(nnx.LinearGeneral, gated)
+        found[name] = gated, None if stack is None else scanned[stack]
     return found
 
 
-def _by_layer(path: str, gradient: Array, scanned: bool) -> list[tuple[str, Array]]:
+def _by_layer(path: str, gradient: Array, *, scanned: bool) -> list[tuple[str, Array]]:
     if not scanned:
         return [(path, gradient)]
     return [(path.replace(_SCANNED, f".{n}", 1), part) for n, part in enumerate(gradient)]

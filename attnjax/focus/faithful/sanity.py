@@ -6,7 +6,7 @@ Source: Adebayo et al., "Sanity Checks for Saliency Maps" (2018).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -36,10 +36,10 @@ def reinitialised(
     Raises:
       ValueError: if the structures or shapes differ, or no parameter has such a name.
     """
-    old, treedef = jax.tree_util.tree_flatten_with_path(params)
-    new, new_treedef = jax.tree.flatten(fresh)
+    old = jax.tree_util.tree_leaves_with_path(params)
+    new, treedef = jax.tree.leaves(fresh), cast(Any, jax.tree.structure(params))
     shapes = [np.shape(leaf) for _, leaf in old], [np.shape(leaf) for leaf in new]
-    if treedef != new_treedef or shapes[0] != shapes[1]:
+    if jax.tree.structure(fresh) != treedef or shapes[0] != shapes[1]:
         raise ValueError("fresh: expected parameters of the same structure and shapes as params.")
     paths = [_dotted(path) for path, _ in old]
     leaves = [leaf for _, leaf in old]
