@@ -1,5 +1,7 @@
 """Penalties beside short float64 computations, and what their gradients do to attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,10 +85,7 @@ def test_layers_and_means_of_heads():
     one, other = stats_of(1.0), stats_of(2.0)
     both = attnjax.AttentionStats(*(jnp.stack(x) for x in zip(one, other, strict=True)))
     strength = jnp.array([[1.0, 2.0, 0.0], [0.5, 1.0, 3.0]])
-    for f in (
-        lambda s, w: entropy_penalty(s, floor=1.5, strength=w),
-        lambda s, w: z_loss(s, strength=w),
-    ):
+    for f in (functools.partial(entropy_penalty, floor=1.5), z_loss):
         parts = [f(s, strength=w) for s, w in zip((one, other), strength, strict=True)]
         np.testing.assert_allclose(f(both, strength=strength), np.mean(parts), rtol=1e-5)
     means = heads(entropy=[0.5, 1.0, jnp.nan], share=[0.1, 0.4, jnp.nan], logsumexp_sq=[2.0, 4, 6])
