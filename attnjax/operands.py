@@ -90,7 +90,7 @@ def gather(index: Index) -> Fetch:
 
     def fetch(operand: Operand) -> Array:
         at = tuple(
-            jnp.zeros_like(positions[a]) if size == 1 else positions[a]
+            jnp.zeros((), jnp.int32) if size == 1 else positions[a]
             for a, size in zip(operand.axes, operand.array.shape, strict=True)
         )
         return jnp.asarray(operand.array)[at]

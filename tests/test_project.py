@@ -39,6 +39,7 @@ PUBLIC = {
     for name in (
         "attnjax",
         "attnjax.autotune",
+        "attnjax.focus",
         "attnjax.models",
         "attnjax.models.decode",
         "attnjax.models.pretrained",

@@ -2,13 +2,13 @@
 
 from attnjax.focus.heads import HeadStats
 from attnjax.focus.telemetry import (
-    Records,
+    Recorded,
     Watch,
     clear,
     describe,
-    merged_records,
+    merged,
     read,
-    records,
+    recorded,
     unwatch,
     watch,
 )
@@ -16,16 +16,16 @@ from attnjax.focus.warnings import Thresholds, Warned, Warnings
 
 __all__ = [
     "HeadStats",
-    "Records",
+    "Recorded",
     "Thresholds",
     "Warned",
     "Warnings",
     "Watch",
     "clear",
     "describe",
-    "merged_records",
+    "merged",
     "read",
-    "records",
+    "recorded",
     "unwatch",
     "watch",
 ]

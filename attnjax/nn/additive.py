@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 
 from attnjax.additive import additive_attention
 from attnjax.dropout import Dropout
-from attnjax.masks import Mask
+from attnjax.masks import Mask, as_mask
 from attnjax.nn.checks import check_sequence
+from attnjax.nn.watching import Seen, Watchable
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.sharding.partition import Partition, check_partition
 
 
-class AdditiveAttention(nnx.Module):
+class AdditiveAttention(Watchable):
     """Attention with scores `w . tanh(Wq x + Wk kv + b)`, of a sequence to itself or to another.
 
     Kernels are shaped as in `MultiHeadAttention`: `query [F, N, H]`, `key [G, K, H]`, `value [G, K,
@@ -77,7 +78,7 @@ class AdditiveAttention(nnx.Module):
         hidden = features // num_heads if hidden_features is None else hidden_features
         head_dim = features // num_heads if head_dim is None else head_dim
         kv_features = features if kv_features is None else kv_features
-        self.features, self.kv_features = features, kv_features
+        self.features, self.kv_features, self.num_heads = features, kv_features, num_heads
         self.dropout_rate = dropout_rate
         self.partition = None if partition is None else check_partition(partition)
         self.deterministic = False
@@ -126,15 +127,17 @@ class AdditiveAttention(nnx.Module):
         dropout = None
         if self.rngs is not None and not self.deterministic:
             dropout = Dropout(self.dropout_rate, self.rngs())
+        q, k, v, w = self.query(x), self.key(kv), self.value(kv), self.score_weight[...]
+        arguments: dict[str, Any] = {"bias": self.score_bias[...], "mask": mask}
         result: Any = additive_attention(
-            self.query(x),
-            self.key(kv),
-            self.value(kv),
-            self.score_weight[...],
-            bias=self.score_bias[...],
-            mask=mask,
-            dropout=dropout,
-            partition=self.partition,
-            stats=stats,
+            q, k, v, w, **arguments, dropout=dropout, partition=self.partition, stats=stats
         )
-        return (self.out(result[0]), result[1]) if stats else self.out(result)
+        out, found = result if stats else (result, None)
+
+        def attend(q: Array, k: Array, v: Array) -> Any:
+            return additive_attention(q, k, v, w, **arguments, partition=self.partition, stats=True)
+
+        kernel = self.out.kernel[...]
+        self._show(lambda: Seen(q, k, as_mask(mask), False, attend, out, kernel))
+        out = self.out(out)
+        return (out, found) if found is not None else out

@@ -18,6 +18,7 @@ from attnjax.nn.norms import build_norm
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.positions import Positions
 from attnjax.nn.steps import attend_to_cache
+from attnjax.nn.watching import Watchable, seen_attention
 from attnjax.nn.weights import last_weights
 from attnjax.numerics import poison
 from attnjax.ops.softmax.stats import AttentionStats
@@ -26,7 +27,7 @@ from attnjax.scores import ScoreFn, ScoreMod, as_score_mods, soft_cap
 ScoreMods = ScoreMod | ScoreFn | tuple[ScoreMod | ScoreFn, ...]
 
 
-class MultiHeadAttention(nnx.Module):
+class MultiHeadAttention(Watchable):
     """Multi-head, grouped-query or multi-query attention, of a sequence to itself or to another.
 
     The projections are named as in `flax.nnx.MultiHeadAttention`, with kernels of the same shapes:
@@ -147,20 +148,22 @@ class MultiHeadAttention(nnx.Module):
                 "kv_positions: expected None with projected KeyValues, which have theirs."
             )
         q = self._queries(x, self._positions("positions", positions, x))
+        arguments: dict[str, Any] = {
+            "mask": self._mask(mask),
+            "score_mod": self._score_mods(score_mod),
+            "scale": self.options.scale,
+            "sinks": None if self.sinks is None else self.sinks[...],
+            "precision": self.options.precision,
+            "partition": self.options.partition,
+        }
+        implementation, dropout = self.options.implementation, self._dropout()
         result = attention(
-            q,
-            *kv,
-            mask=self._mask(mask),
-            score_mod=self._score_mods(score_mod),
-            scale=self.options.scale,
-            sinks=None if self.sinks is None else self.sinks[...],
-            dropout=self._dropout(),
-            precision=self.options.precision,
-            partition=self.options.partition,
-            stats=stats,
-            implementation=self.options.implementation,
+            q, *kv, **arguments, dropout=dropout, stats=stats, implementation=implementation
         )
-        return (self.out(result[0]), result[1]) if stats else self.out(result)
+        out, found = result if stats else (result, None)
+        self._show(lambda: seen_attention(q, kv.k, out, self.out.kernel[...], arguments))
+        out = self.out(out)
+        return (out, found) if found is not None else out
 
     def keys_values(
         self, kv: Float[Array, "B S G"], *, positions: Int[Array, "*B S"] | None = None

@@ -12,12 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attnjax.api import attention
 from attnjax.masks import Mask, Prefix, as_mask
+from attnjax.nn.watching import Watchable, seen_attention
 from attnjax.sharding.partition import Partition
 
 _SCORES = ("additive", "dot")
 
 
-class AttentionPooling(nnx.Module):
+class AttentionPooling(Watchable):
     """Averages a sequence under learned weights.
 
     Each head has a learned query `w`. A position `x` scores `w . tanh(W x + c)` (`additive`) or
@@ -127,15 +128,14 @@ class AttentionPooling(nnx.Module):
         else:
             keys = x.reshape(B, T, N, F // N)
             scale = (F // N) ** -0.5
-        pooled, stats = attention(
-            jnp.broadcast_to(query, (B, 1, *query.shape)),
-            keys,
-            x.reshape(B, T, N, F // N),
-            mask=allowed[:, :, None, :],
-            scale=scale,
-            stats=True,
-            partition=self.partition,
-        )
+        q, v = jnp.broadcast_to(query, (B, 1, *query.shape)), x.reshape(B, T, N, F // N)
+        arguments: dict[str, Any] = {
+            "mask": allowed[:, :, None, :],
+            "scale": scale,
+            "partition": self.partition,
+        }
+        pooled, stats = attention(q, keys, v, stats=True, **arguments)
+        self._show(lambda: seen_attention(q, keys, pooled, None, arguments))
         pooled = pooled.reshape(B, F)
         if not return_weights:
             return pooled
