@@ -49,11 +49,19 @@ from train.common.classification import Scores, balanced_weights, cross_entropy
 from train.common.config import TrainConfig
 from train.common.distributed import is_main, main_first, same_everywhere
 from train.common.entry import one_per_seed, task_fields
+from train.common.files import write_json
 from train.common.loop import run
 from train.common.optim import OptimConfig
 from train.common.task import Batch, Task
 from train.common.text.baseline import Baseline, tfidf_baseline
 from train.common.text.batches import TextBatches, TextEncoder
+from train.common.text.faithful import (
+    EXAMPLES,
+    as_json,
+    explain_texts,
+    faithful_table,
+    summarise,
+)
 from train.common.text.labelled_text import LabelledText
 from train.common.text.loading import TextDataConfig
 from train.common.text.models import RULES, TextClassifier, TextModelConfig
@@ -115,6 +123,30 @@ class Evaluate:
     """A run directory of this program."""
     split: Literal["train", "validation", "test"] = "test"
     """Which split."""
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Explains a trained model's labels, measures how true that is, writes focus_examples.json."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A run directory of this program."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which split."""
+    examples: int = 8
+    """How many texts to write out: the first of those measured, not chosen by how they look."""
+    measured: int = 200
+    """How many texts, drawn at random, to measure on; all if the split has fewer."""
+    seed: int = 0
+    """Of all that is drawn: texts, orders, random weights, resamples."""
+
+    def __post_init__(self) -> None:
+        """Rejects counts that mean nothing."""
+        if not 0 <= self.examples <= self.measured or self.measured < 1:
+            raise ValueError(
+                "expected measured of at least 1 and examples from 0 to measured, got "
+                f"{self.measured} and {self.examples}"
+            )
 
 
 def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
@@ -232,10 +264,22 @@ def evaluate(config: Evaluate) -> None:
     print(scores_table(classifier.scores(data.splits[config.split]), data.labels))
 
 
+def explain(config: Explain) -> None:
+    """Prints how true explanations of the model are; writes them to the run directory."""
+    data = TextDataConfig.from_json(described_run(config.run_dir)["data"]).load()
+    examples = data.splits[config.split]
+    found = explain_texts(config.run_dir, examples, measured=config.measured, seed=config.seed)
+    summary = summarise(found, seed=config.seed)
+    shown = as_json(found[: config.examples], summary, data.labels, config.split)
+    write_json(config.run_dir / EXAMPLES, shown)
+    print(f"{faithful_table(summary)}\nwritten: {config.run_dir / EXAMPLES}")
+
+
 COMMANDS: dict[str, tuple[Any, Any]] = {
     "train": (Config, train),
     "predict": (Predict, predict),
     "evaluate": (Evaluate, evaluate),
+    "explain": (Explain, explain),
 }
 
 

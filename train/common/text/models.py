@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -151,19 +151,36 @@ class TextClassifier(nnx.Module):
         Returns:
             The logits, and each token's weight in the attention pooling (rows sum to 1).
         """
-        x = self._embed(ids, length, subwords)
-        if isinstance(self.reader, Bidirectional):
-            x = self.reader(x, length)
-        else:
-            x = self.reader(x * self.scale, mask=Prefix(length))
-        pooled, weights = self.pooling(x, lengths=length, return_weights=True)
-        if self.max_pooling:
-            inside = _inside(x.shape[1], length)[..., None]
-            largest = jnp.max(jnp.where(inside, x, -jnp.inf), axis=1)
-            pooled = jnp.concatenate([pooled, largest], axis=-1)
-        return self.output(self.output_dropout(pooled)), weights[:, 0]
+        return self.from_embedded(self.embed(ids, length, subwords), length)
 
-    def _embed(self, ids: Array, length: Array, subwords: Array | None) -> Array:
+    def from_embedded(
+        self, x: Float[Array, "B T F"], length: Int[Array, "B"]
+    ) -> tuple[Float[Array, "B C"], Float[Array, "B T"]]:
+        """Classifies embedded texts, as the call does; takes what `embed` gives."""
+        states = self.read(x, length)
+        pooled, weights = self.pooling(states, lengths=length, return_weights=True)
+        return self.classify(pooled, states, length), weights[:, 0]
+
+    def read(self, x: Float[Array, "B T F"], length: Int[Array, "B"]) -> Float[Array, "B T G"]:
+        """Returns what the reader makes of embedded words: what attention pools."""
+        if isinstance(self.reader, Bidirectional):
+            return self.reader(x, length)
+        reader: Any = self.reader
+        return reader(x * self.scale, mask=Prefix(length))
+
+    def classify(
+        self, pooled: Float[Array, "B G"], states: Float[Array, "B T G"], length: Int[Array, "B"]
+    ) -> Float[Array, "B C"]:
+        """Returns the logits of pooled states; `states` are for the largest values."""
+        if self.max_pooling:
+            inside = _inside(states.shape[1], length)[..., None]
+            largest = jnp.max(jnp.where(inside, states, -jnp.inf), axis=1)
+            pooled = jnp.concatenate([pooled, largest], axis=-1)
+        return self.output(self.output_dropout(pooled))
+
+    def embed(
+        self, ids: Int[Array, "B T"], length: Int[Array, "B"], subwords: Array | None
+    ) -> Float[Array, "B T F"]:
         """Embeds the words, in training some of them hidden as if they were unknown."""
         shown = self.word_dropout(jnp.ones(ids.shape)) > 0
         hidden = ~shown & _inside(ids.shape[1], length)

@@ -18,7 +18,7 @@ from train.common.result import Which, load_model
 from train.common.rundir import described_task
 from train.common.text.batches import TextEncoder
 from train.common.text.labelled_text import Example
-from train.common.text.models import TextModelConfig
+from train.common.text.models import TextClassifier, TextModelConfig
 from train.common.text.subwords import SubwordConfig
 from train.common.tokenise import TextTokeniser
 
@@ -82,22 +82,8 @@ class Classifier:
             ValueError: the directory is not one of a text-classification run.
             BrokenCheckpointError: it has no checkpoint that can be read.
         """
-        described = described_run(run_dir)
-        labels = json.loads((run_dir / LABELS).read_text(encoding="utf-8"))
-        limit = described["tokens"]["max_tokens"]
-        subwords = SubwordConfig(**described["subwords"])
-        encoder = TextEncoder(TextTokeniser.load(run_dir / TOKENISER, limit), subwords)
-        config = TextModelConfig(**described["model"])
-
-        def build(rngs: nnx.Rngs) -> nnx.Module:
-            return config.build(
-                vocabulary=encoder.tokeniser.size,
-                buckets=subwords.buckets,
-                classes=len(labels),
-                rngs=rngs,
-            )
-
-        return cls(load_model(build, run_dir, which=which), encoder, labels)
+        side = load_text_side(run_dir)
+        return cls(load_model(side.build, run_dir, which=which), side.encoder, side.labels)
 
     def predict(self, texts: Sequence[str]) -> Iterator[Prediction]:
         """Classifies texts, in their order."""
@@ -132,6 +118,40 @@ class Classifier:
         order = np.argsort(-shares, kind="stable")
         ranked = {self.labels[i]: float(shares[i]) for i in order}
         return Prediction(text, self.labels[order[0]], ranked, words)
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What a run directory has besides checkpoints."""
+
+    encoder: TextEncoder
+    labels: tuple[str, ...]
+    build: Callable[[nnx.Rngs], TextClassifier]
+    """Makes the model that the run trained, with new parameters."""
+
+
+def load_text_side(run_dir: Path) -> TextSide:
+    """Reads the text side of a run directory, finished or not.
+
+    Raises:
+        ValueError: the directory is not one of a text-classification run.
+    """
+    described = described_run(run_dir)
+    labels = tuple(json.loads((run_dir / LABELS).read_text(encoding="utf-8")))
+    limit = described["tokens"]["max_tokens"]
+    subwords = SubwordConfig(**described["subwords"])
+    encoder = TextEncoder(TextTokeniser.load(run_dir / TOKENISER, limit), subwords)
+    config = TextModelConfig(**described["model"])
+
+    def build(rngs: nnx.Rngs) -> TextClassifier:
+        return config.build(
+            vocabulary=encoder.tokeniser.size,
+            buckets=subwords.buckets,
+            classes=len(labels),
+            rngs=rngs,
+        )
+
+    return TextSide(encoder, labels, build)
 
 
 def save_text_side(run_dir: Path, encoder: TextEncoder, labels: Sequence[str]) -> None:
