@@ -105,7 +105,8 @@ def _integrate(
 
     gradients, _ = jax.lax.scan(add, jnp.zeros_like(embedded), (nodes, weights))
     attributions = jnp.sum((gradients * difference).reshape(B, T, -1), axis=2)
-    change = checked_scores(score(inputs, embedded), B) - score(inputs, baseline)
+    ends = jax.lax.map(partial(score, inputs), jnp.stack([baseline, embedded]))
+    change = ends[1] - ends[0]
     return attributions, change, jnp.sum(attributions, axis=1) - change
 
 
@@ -140,6 +141,5 @@ def _left_out(score: Score, inputs: Any, inside: Bool[Array, "B T"]) -> Float[Ar
     def without(t: Array) -> Array:
         return checked_scores(score(inputs, inside & (jnp.arange(T) != t)), B)
 
-    whole = checked_scores(score(inputs, inside), B)
-    left = jax.lax.map(without, jnp.arange(T))
-    return jnp.where(inside, whole[:, None] - left.T, 0)
+    found = jax.lax.map(without, jnp.arange(T + 1))  # the last one is without nothing
+    return jnp.where(inside, (found[T] - found[:T]).T, 0)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from attnjax.focus.faithful import (
+    IntegratedGradients,
     gradient_weighted_received,
     integrated_gradients,
     leave_one_out,
@@ -28,6 +29,7 @@ WEIGHTED = "gradient x attention pooling"
 SELF = "gradient x self-attention"
 GRADIENTS = "integrated gradients"
 LEFT_OUT = "leave one out"
+_STEPS = 16
 
 MODULES = {RAW: "pooling", WEIGHTED: "pooling", SELF: "reader"}
 """The part of the model that a method looks at; the others look at the whole."""
@@ -44,7 +46,8 @@ class TextExplainer:
     """
 
     def __init__(self, model: TextClassifier) -> None:
-        graph, self.params, rest = nnx.split(model, nnx.Param, ...)
+        split: Any = nnx.split(model, nnx.Param, ...)
+        graph, self.params, rest = split
         self._merge: Callable[[Any], TextClassifier] = lambda params: nnx.merge(graph, params, rest)
         self._predict = jax.jit(lambda params, batch: self._merge(params)(**batch)[0])
         self._attention = jax.jit(self._attend)
@@ -83,17 +86,25 @@ class TextExplainer:
         Raw attention has no sign: it can say how much, not for what.
         """
         length, shape = inputs["batch"]["length"], inputs["batch"]["ids"].shape
-        whole = self._embedded(inputs, jnp.ones(shape, bool))
-        nothing = self._embedded(inputs, jnp.zeros(shape, bool))
-        path = integrated_gradients(
-            self.embedded_log_odds, inputs, whole, nothing, lengths=length, steps=16
-        )
         found = {
             **self._attention(inputs),
-            GRADIENTS: path.attributions,
+            GRADIENTS: self.integrated(inputs).attributions,
             LEFT_OUT: leave_one_out(self.log_odds, inputs, shape, lengths=length),
         }
         return {name: np.asarray(values) for name, values in found.items()}
+
+    def integrated(self, inputs: dict[str, Any]) -> IntegratedGradients:
+        """Integrated gradients of the log odds, on the way from a text of unknown words."""
+        shape = inputs["batch"]["ids"].shape
+        whole, nothing = (self._embedded(inputs, some(shape, bool)) for some in (np.ones, np.zeros))
+        return integrated_gradients(
+            self.embedded_log_odds,
+            inputs,
+            whole,
+            nothing,
+            lengths=inputs["batch"]["length"],
+            steps=_STEPS,
+        )
 
     def _attend(self, inputs: Any) -> dict[str, Array]:
         batch, label = inputs["batch"], inputs["label"]
@@ -110,7 +121,7 @@ class TextExplainer:
             received = gradient_weighted_received(
                 model, lambda model: log_odds(model.from_embedded(x, length)[0], label)
             )
-            found[SELF] = sum(jnp.sum(keys, axis=2) for keys in received.values())
+            found[SELF] = jnp.sum(jnp.concatenate(list(received.values()), axis=2), axis=2)
         return found
 
     @partial(jax.jit, static_argnums=0)

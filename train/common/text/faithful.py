@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from attnjax.focus.faithful import (
 from train.common.result import load_model
 from train.common.text.explaining import GRADIENTS, LEFT_OUT, MODULES, TextExplainer
 from train.common.text.labelled_text import Example
+from train.common.text.models import TextClassifier
 from train.common.text.run import TextSide, load_text_side
 
 EXAMPLES = "focus_examples.json"
@@ -66,7 +67,7 @@ def explain_texts(
         BrokenCheckpointError: it has no checkpoint that can be read.
     """
     side = load_text_side(run_dir)
-    explainer = TextExplainer(load_model(side.build, run_dir))
+    explainer = TextExplainer(cast(TextClassifier, load_model(side.build, run_dir)))
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(examples))[:measured]
     tokens = side.encoder.tokeniser.encode_batch([examples[i].text for i in drawn])
@@ -150,14 +151,13 @@ def summarise(explained: Sequence[Explained], *, seed: int) -> dict[str, Faithfu
         explained: at least one.
         seed: of the bootstrap.
     """
-    first = explained[0].measured
-    return {
-        method: Faithfulness.of(
-            **{name: [one.measured[method][name] for one in explained] for name in first[method]},
-            seed=seed,
-        )
-        for method in first
-    }
+    summary = {}
+    for method, names in explained[0].measured.items():
+        columns: dict[str, Any] = {
+            name: [one.measured[method][name] for one in explained] for name in names
+        }
+        summary[method] = Faithfulness.of(**columns, seed=seed)
+    return summary
 
 
 def as_json(
