@@ -11,7 +11,8 @@ import numpy as np
 
 from attnjax.focus.lines import Problems, is_number, number, objects, step_of, whole
 from attnjax.focus.records import RECORDS, Records, read_records
-from attnjax.focus.report.examples import EXAMPLES, Examples, read_examples
+from attnjax.focus.report.examples import Examples
+from attnjax.focus.report.examples_file import EXAMPLES, read_examples
 
 METRICS, CONFIG, MANIFEST = "metrics.jsonl", "config.json", "manifest.json"
 FILES = (CONFIG, MANIFEST, METRICS, RECORDS, EXAMPLES)
