@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from attnjax.focus import heads
 from attnjax.focus.heads import HeadStats
-from attnjax.nn.stack import LayerStack
-from attnjax.nn.watching import Looked, Seen, Watchable
+from attnjax.focus.modules import attention_modules, layer_names
+from attnjax.nn.watching import Looked, Seen
 
 Recorded = dict[str, Array]
 """What was kept of each module, by its dotted path; `*` stands for layers of a scanned stack."""
@@ -69,7 +69,7 @@ def watch(model: nnx.Module, how: Watch | None = None) -> int:
       ValueError: if the model has no attention module.
     """
     how, found = Watch() if how is None else how, 0
-    for _, module, layers in _modules(model):
+    for _, module, layers in attention_modules(model):
         module.observer = how
         module.looked = Looked(_over_layers(how.empty(module.num_heads), layers))
         found += layers or 1
@@ -83,13 +83,13 @@ def watch(model: nnx.Module, how: Watch | None = None) -> int:
 
 def unwatch(model: nnx.Module) -> None:
     """Takes back what `watch` did, in place."""
-    for _, module, _ in _modules(model):
+    for _, module, _ in attention_modules(model):
         module.observer = module.looked = None
 
 
 def clear(model: nnx.Module) -> None:
     """Empties the records of a watched model, in place."""
-    for _, module, layers in _modules(model):
+    for _, module, layers in attention_modules(model):
         if module.looked is not None:
             module.looked[...] = _over_layers(heads.empty(module.num_heads), layers)
 
@@ -101,7 +101,9 @@ def recorded(model: nnx.Module) -> Recorded:
     together, and `describe` makes statistics of them.
     """
     return {
-        path: module.looked[...] for path, module, _ in _modules(model) if module.looked is not None
+        path: module.looked[...]
+        for path, module, _ in attention_modules(model)
+        if module.looked is not None
     }
 
 
@@ -126,9 +128,7 @@ def describe(kept: Mapping[str, Array]) -> dict[str, HeadStats]:
         if record.ndim == 2:
             described[path] = stats
             continue
-        before, after = path.split(".*")
-        for layer in range(record.shape[0]):
-            named = f"{before}.{layer}{after}"
+        for layer, named in enumerate(layer_names(path, record.shape[0])):
             described[named] = HeadStats(*(x[layer] for x in stats))
     return described
 
@@ -151,29 +151,6 @@ def read(model: nnx.Module) -> dict[str, HeadStats]:
     described = jax.tree.map(np.asarray, describe(found))
     clear(model)
     return described
-
-
-def _modules(model: nnx.Module) -> Iterator[tuple[str, Watchable, int]]:
-    """Yields path, module and, in a scanned stack, the number of its layers, else 0."""
-    modules = dict(nnx.iter_modules(model))
-    scanned = {
-        (*path, "layers"): stack.num_layers
-        for path, stack in modules.items()
-        if isinstance(stack, LayerStack) and stack.scanned
-    }
-    for path, module in modules.items():
-        if not isinstance(module, Watchable):
-            continue
-        inside = [stack for stack in scanned if path[: len(stack)] == stack]
-        if inside:
-            stack = inside[0]
-            yield _dotted((*stack, "*", *path[len(stack) :])), module, scanned[stack]
-        else:
-            yield _dotted(path), module, 0
-
-
-def _dotted(path: tuple[object, ...]) -> str:
-    return ".".join(str(part) for part in path)
 
 
 def _over_layers(record: Array, layers: int) -> Array:
