@@ -18,7 +18,7 @@ from attnjax.focus.faithful.curves import (
 )
 from attnjax.focus.faithful.intervals import bootstrap_interval
 from attnjax.focus.faithful.ranks import kendall, spearman
-from attnjax.focus.faithful.received import gradient_weighted_received
+from attnjax.focus.faithful.received import Received, received_attention
 from attnjax.focus.faithful.sanity import random_weights, reinitialised
 from attnjax.focus.faithful.summary import Faithfulness
 
@@ -29,11 +29,11 @@ __all__ = [
     "Faithfulness",
     "IntegratedGradients",
     "RandomCurves",
+    "Received",
     "Score",
     "WeightedPooling",
     "bootstrap_interval",
     "deletion_curve",
-    "gradient_weighted_received",
     "insertion_curve",
     "integrated_gradients",
     "kendall",
@@ -41,6 +41,7 @@ __all__ = [
     "pooling_attention",
     "random_curves",
     "random_weights",
+    "received_attention",
     "reinitialised",
     "spearman",
 ]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from attnjax import Prefix
-from attnjax.focus.faithful import gradient_weighted_received, pooling_attention
+from attnjax.focus.faithful import pooling_attention, received_attention
 from attnjax.nn import (
     AdditiveAttention,
     AttentionOptions,
@@ -62,7 +62,7 @@ def test_received_is_the_column_sum_of_weight_times_gradient() -> None:
     module.eval()
     x, mask = drawn(B, T, F), Prefix(jnp.asarray(LENGTHS))
     before = nnx.state(module)
-    found = gradient_weighted_received(module, lambda m: score_of(m(x, mask=mask)))
+    found = received_attention(module, lambda m: score_of(m(x, mask=mask)), lengths=LENGTHS)
 
     q, k, v = module.query(x), module.key(x), jnp.repeat(module.value(x), 2, axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", q, jnp.repeat(k, 2, axis=2)) * q.shape[-1] ** -0.5
@@ -73,7 +73,12 @@ def test_received_is_the_column_sum_of_weight_times_gradient() -> None:
         return jnp.sum(score_of(module.out(jnp.einsum("bnts,bsnh->btnh", weights, v))))
 
     product = (weights * jax.grad(dense)(weights)).sum(axis=2).reshape(B, 2, 2, T).sum(axis=2)
-    np.testing.assert_allclose(found[""], product.transpose(0, 2, 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        found[""].gradient_weighted, product.transpose(0, 2, 1), rtol=1e-4, atol=1e-4
+    )
+    counting = jnp.where(allowed.transpose(0, 1, 3, 2), weights, 0)
+    raw = counting.sum(axis=2).reshape(B, 2, 2, T).sum(axis=2)
+    np.testing.assert_allclose(found[""].raw, raw.transpose(0, 2, 1), rtol=1e-4, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(module))
     assert isinstance(module.value, nnx.LinearGeneral)
 
@@ -95,14 +100,16 @@ def test_scanned_layers_receive_what_listed_ones_do(remat) -> None:
                 nnx.update(layer, jax.tree.map(lambda leaf, n=n: leaf[n], stacked))
         graph, state = nnx.split(model)
         found[scanned] = jax.jit(
-            lambda state, graph=graph: gradient_weighted_received(
+            lambda state, graph=graph: received_attention(
                 nnx.merge(graph, state), lambda m: score_of(m(x))
             )
         )(state)
     assert list(found[True]) == [f"stack.layers.{n}.attention" for n in range(3)]
     for name, expected in found[False].items():
-        assert expected.shape == (B, T, 2) and np.abs(expected).max() > 0.01
-        np.testing.assert_allclose(found[True][name], expected, rtol=1e-4, atol=1e-5)
+        for scanned, listed in zip(found[True][name], expected, strict=True):
+            assert listed.shape == (B, T, 2) and np.abs(listed).max() > 0.01
+            np.testing.assert_allclose(scanned, listed, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(expected.raw.sum(axis=(1, 2)), T * 2, rtol=1e-5)
 
 
 class Both(nnx.Module):
@@ -114,13 +121,13 @@ class Both(nnx.Module):
 def test_modules_that_are_not_called_are_left_out() -> None:
     x, model = drawn(B, T, F), Both()
     model.eval()
-    found = gradient_weighted_received(model, lambda m: score_of(m.one(x)))
-    assert found.keys() == {"one"} and found["one"].shape == (B, T, 1)
+    found = received_attention(model, lambda m: score_of(m.one(x)))
+    assert found.keys() == {"one"} and found["one"].raw.shape == (B, T, 1)
 
 
 def test_what_has_no_single_answer_is_refused() -> None:
     x, model = drawn(B, T, F), Both()
     with pytest.raises(NotImplementedError, match="several shapes"):
-        gradient_weighted_received(model, lambda m: score_of(m.one(x)) + score_of(m.one(x[:, 1:])))
+        received_attention(model, lambda m: score_of(m.one(x)) + score_of(m.one(x[:, 1:])))
     with pytest.raises(ValueError, match="found none"):
-        gradient_weighted_received(nnx.Linear(F, F, rngs=nnx.Rngs(0)), lambda m: score_of(m(x)))
+        received_attention(nnx.Linear(F, F, rngs=nnx.Rngs(0)), lambda m: score_of(m(x)))

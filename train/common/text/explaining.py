@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from attnjax.focus.faithful import (
     IntegratedGradients,
-    gradient_weighted_received,
     integrated_gradients,
     leave_one_out,
     pooling_attention,
+    received_attention,
 )
 from attnjax.models.recurrent import Bidirectional
 from train.common.task import Batch
@@ -26,12 +26,13 @@ from train.common.tokenise import UNKNOWN_ID
 
 RAW = "attention pooling"
 WEIGHTED = "gradient x attention pooling"
-SELF = "gradient x self-attention"
+SELF = "self-attention received"
+SELF_WEIGHTED = "gradient x self-attention"
 GRADIENTS = "integrated gradients"
 LEFT_OUT = "leave one out"
 _STEPS = 16
 
-MODULES = {RAW: "pooling", WEIGHTED: "pooling", SELF: "reader"}
+MODULES = {RAW: "pooling", WEIGHTED: "pooling", SELF: "reader", SELF_WEIGHTED: "reader"}
 """The part of the model that a method looks at; the others look at the whole."""
 
 
@@ -118,10 +119,13 @@ class TextExplainer:
         pooled = pooling_attention(model.pooling, states, score, lengths=length)
         found = {RAW: pooled.raw, WEIGHTED: pooled.gradient_weighted}
         if self._transformer:
-            received = gradient_weighted_received(
-                model, lambda model: log_odds(model.from_embedded(x, length)[0], label)
-            )
-            found[SELF] = jnp.sum(jnp.concatenate(list(received.values()), axis=2), axis=2)
+
+            def whole(model: TextClassifier) -> Array:
+                return log_odds(model.from_embedded(x, length)[0], label)
+
+            layers = received_attention(model, whole, lengths=length).values()
+            found[SELF] = _sum([layer.raw for layer in layers])
+            found[SELF_WEIGHTED] = _sum([layer.gradient_weighted for layer in layers])
         return found
 
     @partial(jax.jit, static_argnums=0)
@@ -139,6 +143,11 @@ def log_odds(logits: Float[Array, "B C"], label: Array) -> Float[Array, "B"]:
     own = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1)
     return jnp.sum(jnp.where(own, logits, 0), axis=-1) - others
+
+
+def _sum(received: list[Array]) -> Float[Array, "B T"]:
+    """Sums over modules and heads."""
+    return jnp.sum(jnp.concatenate(received, axis=2), axis=2)
 
 
 def _removed(batch: Any, keep: Bool[Array, "B T"]) -> tuple[Array, Array, Array | None]:
