@@ -106,7 +106,10 @@ class MultiHeadAttention(Watchable):
             rngs.params(), features=features, num_heads=num_heads, dtype=param_dtype
         )
         self.position_table = None if table is None else nnx.Param(table)
-        self.sinks = nnx.Param(jnp.zeros(num_heads, param_dtype)) if options.sinks else None
+        self.sinks, self.log_temperature = (
+            nnx.Param(jnp.zeros(num_heads, param_dtype)) if wanted else None
+            for wanted in (options.sinks, options.temperature)
+        )
         self.rngs = rngs.dropout.fork() if options.dropout_rate > 0 else None
 
     def __call__(
@@ -313,6 +316,9 @@ class MultiHeadAttention(Watchable):
         q = self.query(self._embed(x, positions))
         if self.query_norm is not None:
             q = self.query_norm(q)
+        if self.log_temperature is not None:
+            # On the queries, which costs less than on the scores and is the same.
+            q = q * jnp.exp(-self.log_temperature[...]).astype(q.dtype)[:, None]
         return self.position.rotate(q, positions)
 
     def _mask(self, mask: Mask | Array | None) -> Mask:

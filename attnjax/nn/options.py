@@ -30,6 +30,8 @@ class AttentionOptions:
       qk_norm_epsilon: what these add to the variance.
       scale: factor of the dot products; None is `1 / sqrt(H)`.
       soft_cap: bound of the scores, `cap * tanh(score / cap)`, before position biases; None: none.
+      temperature: divide the dot products by a learned temperature per head, which starts at 1 and
+        whose logarithm is the parameter; before soft cap and position biases.
       sinks: learned logits, one per head, that join the softmax denominator only.
       window: keys to the left and to the right that a query sees, None leaving a side open; None
         for all. It joins the mask of the call.
@@ -51,6 +53,7 @@ class AttentionOptions:
     qk_norm_epsilon: float = 1e-6
     scale: float | None = None
     soft_cap: float | None = None
+    temperature: bool = False
     sinks: bool = False
     window: tuple[int | None, int | None] | None = None
     dropout_rate: float = 0.0

@@ -218,7 +218,7 @@ TRANSFORMER = Rules(
         (r"\bout\.kernel$", ("heads", "width", "embed")),
         (r"\bquery\.bias$", ("heads", "width")),
         (r"\b(key|value)\.bias$", ("kv_heads", "width")),
-        (r"\bsinks$", ("heads",)),
+        (r"\b(sinks|log_temperature)$", ("heads",)),
         (r"\bper_key\.kernel$", ("embed", "heads")),
         (r"\bposition_table$", (None, None)),
         (r"\binputs\.table$", (None, "embed")),
