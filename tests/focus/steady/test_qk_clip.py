@@ -257,3 +257,17 @@ def test_errors_say_what_is_missing():
         clip.update(params, state, params, max_logit={"inner": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"inner\.query\.kernel among the parameters"):
         clip.init({"elsewhere": params})
+
+
+def test_learned_temperatures_stay_and_the_logits_come_down():
+    model, x = Attention(2, temperature=True), inputs()
+    model.inner.log_temperature[...] = jnp.array([0.0, -0.5, -1.0, 0.3])
+    _, logits = measure(model, x)
+    params = nnx.state(model, nnx.Param)
+    clip = qk_clip(5.0, clippable(model))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = clip.update(zero, clip.init(params), params, max_logit=logits)
+    nnx.update(model, optax.apply_updates(params, updates))
+    found = measure(model, x)[1]["inner"]
+    np.testing.assert_allclose(found, jnp.minimum(logits["inner"], 5.0), rtol=2e-5)
+    assert (logits["inner"] > 5).any()
