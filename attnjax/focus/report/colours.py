@@ -24,9 +24,11 @@ _VIRIDIS = (
     "#b5de2b",
     "#fde725",
 )
-# Both light enough for dark text on every step of them.
+# All light enough for dark text, and on a dark page dark enough for light text.
 _ABOVE = ("#ffffff", "#fbe3bd", "#f5bd6b", "#e88a1a")
 _BELOW = ("#ffffff", "#d4e4f4", "#a5c8ea", "#6aa7e0")
+_DARK_ABOVE = ("#1b2128", "#8a4b08")
+_DARK_BELOW = ("#1b2128", "#1f5e94")
 SHADES = 10
 
 
@@ -47,16 +49,29 @@ def viridis(count: int = MISSING) -> np.ndarray:
     return _blend(_VIRIDIS, count)
 
 
-def gradient() -> str:
-    """The colours of `viridis` as a CSS gradient."""
-    return f"linear-gradient(to right, {', '.join(_VIRIDIS)})"
+def gradients() -> dict[str, str]:
+    """CSS gradients by class: for heat maps, and for weights that are shown as shades."""
+    both, dark = (*reversed(_BELOW), *_ABOVE[1:]), (*reversed(_DARK_BELOW), *_DARK_ABOVE[1:])
+    ramps = {
+        "ramp-heat": _VIRIDIS,
+        "ramp-above": _ABOVE,
+        "ramp-both": both,
+        "ramp-dark-above": _DARK_ABOVE,
+        "ramp-dark-both": dark,
+    }
+    return {name: f"linear-gradient(to right, {', '.join(x)})" for name, x in ramps.items()}
 
 
-def shades() -> dict[str, str]:
-    """Colours under dark text by CSS class: p0 ... p10 for weights above 0, n0 ... n10 below."""
+def shades(*, dark: bool = False) -> dict[str, str]:
+    """Colours behind text by CSS class: p0 ... p10 for weights above 0, n0 ... n10 below.
+
+    Args:
+        dark: for a dark page, where text is light.
+    """
+    above, below = (_DARK_ABOVE, _DARK_BELOW) if dark else (_ABOVE, _BELOW)
     return {
         f"{letter}{place}": colour
-        for letter, colours in (("p", _ABOVE), ("n", _BELOW))
+        for letter, colours in (("p", above), ("n", below))
         for place, colour in enumerate(_hexadecimal(_blend(colours, SHADES + 1)))
     }
 
@@ -80,18 +95,21 @@ def indices(places: np.ndarray) -> np.ndarray:
     return np.where(known, scaled, MISSING).astype(np.uint8)
 
 
-def png(picture: np.ndarray, palette: np.ndarray) -> str:
+def png(picture: np.ndarray, palette: np.ndarray, opacity: np.ndarray | None = None) -> str:
     """A picture as a data: address.
 
     Args:
         picture: uint8 [h, w], indices of the palette; MISSING is transparent.
         palette: uint8 [at most 255, 3].
+        opacity: of each colour, 0 to 1; all are opaque by default.
     """
     height, width = picture.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), picture], axis=1)  # filter 0: none
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     alpha = np.full(256, 255, np.uint8)
+    if opacity is not None:
+        alpha[: len(opacity)] = np.round(255 * opacity)
     alpha[MISSING] = 0
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),

@@ -28,7 +28,7 @@ def write_page(path: Path, page: str, *, force: bool = False) -> None:
         raise ValueError(f"expected a file to write to, got the folder {path}")
     if path.exists() and not force and not _is_ours(path):
         raise ValueError(
-            f"{path} is there and is no report of ours; give another --out, or --force to replace it"
+            f"{path} is there and is no report of ours: give another --out, or --force"
         )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

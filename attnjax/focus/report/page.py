@@ -54,7 +54,8 @@ def environment() -> jinja2.Environment:
     made.globals.update(
         generator=GENERATOR,
         shades=colours.shades(),
-        gradient=colours.gradient(),
+        dark_shades=colours.shades(dark=True),
+        gradients=colours.gradients(),
         verdict=verdict,
     )
     return made

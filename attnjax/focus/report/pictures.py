@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attnjax.focus.report.colours import indices, png, shade_class, two_sided, viridis
+from attnjax.focus.report.colours import MISSING, indices, png, shade_class, two_sided, viridis
 from attnjax.focus.report.examples import Alignment, Example, Image, Map, Series, Tokens
 from attnjax.focus.report.scales import Scale, clip, scale_of, text
 from attnjax.focus.report.thinning import extremes
@@ -18,14 +18,16 @@ CHANNELS = 6
 _STRONGEST = 12  # parts in the table under a picture
 _CELL = (7, 26)  # pixels, of an alignment
 _LABELLED = 12  # pixels that a label needs
+_OPAQUE = 0.85  # of the strongest weight over an image
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Labels of an alignment's side: place of the middle in pixels, and text."""
+    """Labels of an alignment's side: place of the middle, and text; all lengths in pixels."""
 
     labels: tuple[tuple[float, str], ...]
     length: int
+    room: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _image(content: Image, shown: Map) -> Picture:
         notes=tuple(notes),
         header=(f"row (of {height})", f"column (of {width})", "weight"),
         table=tuple((str(y + 1), str(x + 1), text(float(weights[y, x]))) for y, x in places),
-        picture=_cells(weights),
+        picture=_overlay(weights),
         image=content.address,
     )
 
@@ -237,6 +239,12 @@ def _cells(weights: np.ndarray, *, light: bool = False) -> str:
     return png(indices(shares), viridis())
 
 
+def _overlay(weights: np.ndarray) -> str:
+    """Weights as a PNG that hides little of the image where they are small."""
+    places = np.linspace(-1, 1, MISSING)
+    return png(indices((_shares(weights) + 1) / 2), two_sided(), _OPAQUE * np.abs(places))
+
+
 def _axis(words: tuple[str, ...], cell: int) -> Axis:
     every = math.ceil(_LABELLED / cell)
     labels = [
@@ -244,4 +252,5 @@ def _axis(words: tuple[str, ...], cell: int) -> Axis:
         for place, word in enumerate(words)
         if place % every == 0
     ]
-    return Axis(tuple(labels), len(words) * cell)
+    longest = max(len(word) for _, word in labels)
+    return Axis(tuple(labels), len(words) * cell, round(6.6 * longest + 16))

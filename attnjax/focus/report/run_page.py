@@ -148,13 +148,13 @@ def _examples(
 def _measures(faithful: Mapping[str, Faithful]) -> list[tuple[str, str, str]]:
     """The columns of the table of faithfulness in which some method has a number."""
     known = (
-        ("deletion", "Deletion", "area; lower is better"),
-        ("deletion_random", "at random", "area"),
-        ("insertion", "Insertion", "area; higher is better"),
-        ("insertion_random", "at random", "area"),
-        ("agreement_gradients", "Agreement with integrated gradients", "rank correlation"),
-        ("agreement_leave_one_out", "Agreement with leave-one-out", "rank correlation"),
-        ("random_weights", "Likeness to random weights", "rank correlation; low is better"),
+        ("deletion", "Deletion", "low is better"),
+        ("deletion_random", "at random", ""),
+        ("insertion", "Insertion", "high is better"),
+        ("insertion_random", "at random", ""),
+        ("agreement_gradients", "Agrees with gradients", "rank corr.; high is better"),
+        ("agreement_leave_one_out", "Agrees with leave-one-out", "rank corr.; high is better"),
+        ("random_weights", "Like random weights", "rank corr.; low is better"),
         ("examples", "Examples", ""),
     )
     return [x for x in known if any(getattr(row, x[0]) is not None for row in faithful.values())]

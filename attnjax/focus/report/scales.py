@@ -60,7 +60,7 @@ def scale_of(values: np.ndarray, *, fixed: tuple[float, float] | None = None) ->
 def _round_numbers(low: float, high: float, count: int) -> list[float]:
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(x * power for x in (1, 2, 5, 10) if x * power >= raw * (1 - 1e-9))
+    step = min((x * power for x in (1, 2, 5, 10)), key=lambda x: abs(math.log(x / raw)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [place * step for place in range(first, last + 1)]
 

@@ -38,7 +38,7 @@ _KNOWN = (
     Statistic(
         "share",
         "Entropy share",
-        "of its maximum",
+        "of maximum",
         "Entropy over the largest that the mask allows. Near 0 the head has collapsed onto single "
         "keys; at 1 it looks everywhere alike.",
         ends=(0.0, 1.0),
@@ -53,14 +53,14 @@ _KNOWN = (
     Statistic(
         "max_logit",
         "Largest logit",
-        "logit",
+        "",
         "The largest score before the softmax. Steady growth comes before divergence.",
         warnings=("logit_growth",),
     ),
     Statistic(
         "logsumexp_sq",
         "Squared logsumexp",
-        "logit²",
+        "",
         "What a z-loss would keep small: the drift of all logits together.",
         warnings=("logit_growth",),
     ),
@@ -81,14 +81,14 @@ _KNOWN = (
     Statistic(
         "output",
         "Output size",
-        "root mean square",
-        "What the head adds to the residual stream. Near 0 it does nothing.",
+        "RMS",
+        "Root mean square of what the head adds to the residual stream. Near 0 it does nothing.",
         warnings=("dead",),
     ),
     Statistic(
         "duplicate",
-        "Distance to the most similar head",
-        "0 to 1",
+        "Nearest head",
+        "distance, 0 to 1",
         "How far a head's weights are from those of the head of its module that is nearest. 0: the "
         "two look alike; 1: they have nothing in common.",
         ends=(0.0, 1.0),
@@ -137,5 +137,7 @@ def short_names(modules: Iterable[str]) -> dict[str, str]:
         return same
 
     start = alike(1)
+    if start and all(path[start].isdigit() for path in paths.values()):
+        start -= 1  # "layers.0" says more than "0"
     end = min(alike(-1), shortest - 1 - start)
     return {name: ".".join(path[start : len(path) - end]) for name, path in paths.items()}
