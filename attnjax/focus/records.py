@@ -113,6 +113,15 @@ class Records:
     remedies: tuple[Remedied, ...]
     problems: tuple[str, ...]
 
+    @property
+    def events(self) -> list[Warned | Remedied]:
+        """Warnings and remedies together, in the order of their steps."""
+        return sorted([*self.warnings, *self.remedies], key=_step)
+
+
+def _step(event: Warned | Remedied) -> int:
+    return event.step
+
 
 def read_records(path: Path) -> Records:
     """Reads a focus.jsonl, however much of it there is.
