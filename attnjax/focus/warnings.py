@@ -141,9 +141,7 @@ class Warnings:
             relative = output / median if median > 0 else math.nan
             yield head, "entropy_collapse", share, limits.collapse, share < limits.collapse
             logit = of["max_logit"]
-            # Not `logit > growth`: what is not a number has grown past all bounds.
-            grown = not logit <= limits.growth
-            yield head, "logit_growth", logit, limits.growth, grown
+            yield head, "logit_growth", logit, limits.growth, logit > limits.growth
             yield head, "sink", of["sink_mass"], limits.sink, of["sink_mass"] > limits.sink
             yield head, "uniform", share, limits.uniform, settled and share > limits.uniform
             near = of["duplicate"]

@@ -31,7 +31,6 @@ def _stats(**changed):
     [
         ("entropy_collapse", {"share": 0.01}),
         ("logit_growth", {"max_logit": 60.0}),
-        ("logit_growth", {"max_logit": np.nan}),
         ("sink", {"sink_mass": 0.99}),
         ("uniform", {"share": 0.999}),
         ("duplicate", {"duplicate": 0.001}),

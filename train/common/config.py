@@ -13,12 +13,21 @@ from jax.sharding import Mesh
 from attnjax.sharding.laying import parse_mesh
 from attnjax.sharding.partition import Method
 from train.common.distributed import DistributedConfig
+from train.common.focusing import FocusConfig, parse_focus
 from train.common.mesh import build_mesh, check_batch
 from train.common.optim import OptimConfig
 
 PLACEMENT_FIELDS = ("mesh", "sequence_method", "remat")
 """Fields that say where and when things are computed, which changes the last bits of them."""
-NEUTRAL_FIELDS = ("keep", "progress", "tensorboard", "dry_run", "distributed", *PLACEMENT_FIELDS)
+NEUTRAL_FIELDS = (
+    "keep",
+    "progress",
+    "tensorboard",
+    "dry_run",
+    "distributed",
+    "focus",
+    *PLACEMENT_FIELDS,
+)
 """Fields that may differ when a run is resumed: they do not change what is computed."""
 
 _COUNTS = (
@@ -76,6 +85,8 @@ class TrainConfig:
     """Devices along each axis, such as data=2,fsdp=2,model=2,seq=2; -1 for those left over."""
     sequence_method: Method = "ring"
     """How attention works over a sequence that the mesh's axis seq splits."""
+    focus: Annotated[str | None, tyro.conf.arg(name="focus", prefix_name=False)] = None
+    """Record where each head looks, such as every=50 for the first and every 50th step."""
     remat: Literal["none", "dots", "full"] = "none"
     """Recompute in backward passes, layer by layer: all but matrix products, or everything."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -115,6 +126,7 @@ class TrainConfig:
             raise ValueError(f"select_mode must be max or min, got {self.select_mode!r}")
         if self.mesh is not None:
             parse_mesh(self.mesh)
+        self.build_focus()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
@@ -137,6 +149,10 @@ class TrainConfig:
             eval_batch_size=self.eval_batch_size,
         )
         return mesh
+
+    def build_focus(self) -> FocusConfig:
+        """When and how it is recorded where heads look."""
+        return FocusConfig() if self.focus is None else parse_focus(self.focus)
 
     def total_steps(self, train_size: int) -> int:
         """Optimiser steps of the whole run, for a training split of `train_size` examples."""

@@ -18,13 +18,14 @@ from train.common.distributed import is_main
 from train.common.dryrun import dry_run
 from train.common.evaluation import EvaluationStopped, evaluate
 from train.common.guard import check_finite
+from train.common.head_log import HeadLog
 from train.common.metrics import History, Means
 from train.common.progress import Progress
 from train.common.result import RunResult
 from train.common.rundir import RunLock, claim, record_session
 from train.common.selection import Selection
 from train.common.signals import Interrupted, StopSignals, stop_signals
-from train.common.step import make_predict, on_device, plan_step
+from train.common.step import make_predict, on_device, plan_steps
 from train.common.task import Batch, Task
 
 
@@ -103,7 +104,8 @@ class _Session:
         self._task, self._config, self._run_dir = task, config, run_dir
         self._progress, self._stop = progress, stop
         self.total = config.total_steps(task.data.train_size)
-        start, self._update = plan_step(task, config)
+        start, self._steps = plan_steps(task, config)
+        self._focus = config.build_focus()
         self._layout = start.layout
         self._predict = make_predict(task, start.graphs, config, start.layout)
         self._checkpoints = Checkpoints(run_dir, keep=config.keep, say=progress.say)
@@ -114,6 +116,9 @@ class _Session:
             self._resume(restored)
         else:
             self._state = start.make()
+        self._heads = HeadLog(
+            run_dir, self._focus, resumed_step=self.step, say=progress.say, write=is_main()
+        )
         self._history = History(
             run_dir,
             keep=self._belongs,
@@ -143,7 +148,7 @@ class _Session:
                 batch = self._next(batches)
             with self._clock.measure("compute"):
                 batch_here = on_device(batch, self._layout, size=config.batch_size)
-                self._state, metrics = self._update(self._state, batch_here)
+                self._state, metrics = self._next_step(self._state, batch_here)
             self.step += 1
             self._stop.poll()
             self._clock.step()
@@ -168,7 +173,13 @@ class _Session:
             self._checkpoints.close(wait=wait)
         finally:
             self._history.close()
+            self._heads.close()
             self._progress.close()
+
+    @property
+    def _next_step(self) -> jax.stages.Wrapped:
+        watched = self._steps.watched if self._focus.due(self.step + 1) else None
+        return self._steps.plain if watched is None else watched
 
     def _resume(self, restored: Restored) -> None:
         """Goes on from a checkpoint."""
@@ -181,7 +192,7 @@ class _Session:
     def _belongs(self, row: dict[str, Any]) -> bool:
         """Whether a row of metrics.jsonl was written before the state at hand was reached."""
         if row["step"] == self.step:
-            return row["kind"] == "train" or self._evaluated
+            return row["kind"] != "eval" or self._evaluated
         return row["step"] < self.step
 
     @property
@@ -223,6 +234,8 @@ class _Session:
         (step, on_device_metrics, batch), self._unread = self._unread, None
         with self._clock.measure("compute"):
             metrics = jax.device_get(on_device_metrics)
+        if (focus := metrics.pop("focus", None)) is not None:
+            self._heads.write(step, focus, self._history)  # before the check: it may say why
         check_finite(step, metrics, self._state["model"]["params"], batch)
         self._means.add({name: float(x) for name, x in metrics.items() if np.ndim(x) == 0})
         if step % self._config.log_every == 0 or step == self.total:
@@ -240,6 +253,7 @@ class _Session:
         stopping = self._stop.received  # read once: a signal after this waits for the next step
         if improved or stopping is not None or self._checkpoint_due or self._finished:
             self._history.sync()
+            self._heads.sync()
             host = {
                 "selection": self._selection.to_json(),
                 "means": self._means.state,

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from train.common.files import write_text
 
-Kind = Literal["train", "eval"]
+Kind = Literal["train", "eval", "focus"]
 HISTORY = "metrics.jsonl"
 
 
@@ -93,6 +94,11 @@ class History:
                 self._events.add_scalar(f"{kind}/{name}", value, step, display_name=name)
             for name, value in seconds.items():
                 self._events.add_scalar(f"seconds/{kind}_{name}", value, step)
+
+    def picture(self, tag: str, step: int, image: np.ndarray) -> None:
+        """Shows a picture in TensorBoard, uint8 `[height, width, 3]`."""
+        if self._events is not None:
+            self._events.add_image(tag, image, step, dataformats="HWC")
 
     def sync(self) -> None:
         """Puts every row on the disk; a checkpoint must not outlive the rows before it."""

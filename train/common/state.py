@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from attnjax.focus import Watch, clear, unwatch, watch
+from attnjax.nn.watching import Looked
 from attnjax.sharding.rules import TRANSFORMER, Rules
 from train.common.config import TrainConfig
 from train.common.layout import Layout, state_shardings
@@ -27,12 +29,29 @@ from train.common.task import Task
 State = dict[str, dict[str, Any]]
 
 
+class Watched(NamedTuple):
+    """The static half of a model in train mode whose attention tells where its heads look."""
+
+    graph: nnx.GraphDef
+    looked: Any
+    """Shapes of its records: no part of the state, because every step begins with empty ones."""
+
+    def merge(self, params: Any, rng: Any, rest: Any) -> nnx.Module:
+        """The model, with empty records."""
+        looked = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.looked)
+        model: nnx.Module = nnx.merge(self.graph, params, rng, looked, rest)
+        clear(model)
+        return model
+
+
 @dataclass(frozen=True)
 class Graphs:
     """The static halves of one model: in train mode and in eval mode."""
 
     train: nnx.GraphDef
     eval: nnx.GraphDef
+    watched: Watched | None = None
+    """In train mode, watched; None if it is not to be."""
 
     def merge_eval(self, model_state: dict[str, Any]) -> nnx.Module:
         """The model in eval mode, with the averaged parameters where there are any."""
@@ -40,15 +59,31 @@ class Graphs:
         return nnx.merge(self.eval, params, model_state["rng"], model_state["rest"])
 
 
-def split_model(model: nnx.Module) -> tuple[Graphs, dict[str, Any]]:
-    """Splits a model into its static halves and the `model` part of the state (`ema` is `{}`)."""
+def split_model(model: nnx.Module, how: Watch | None = None) -> tuple[Graphs, dict[str, Any]]:
+    """Splits a model into its static halves and the `model` part of the state (`ema` is `{}`).
+
+    Args:
+        model: the model, in any mode; `how` leaves it unwatched.
+        how: how it is to be watched; None for not at all.
+
+    Raises:
+        ValueError: there is no attention to watch.
+    """
     model.eval()
     eval_graph, *_ = nnx.split(model, nnx.Param, nnx.RngState, ...)
     model.train()
     train_graph, *parts = nnx.split(model, nnx.Param, nnx.RngState, ...)
     params, rng, rest = (nnx.to_pure_dict(part) for part in parts)
     state = {"params": params, "rng": rng, "rest": rest, "ema": {}}
-    return Graphs(train_graph, eval_graph), state
+    watched = None
+    if how is not None:
+        watch(model, how)
+        graph, *parts = nnx.split(model, nnx.Param, nnx.RngState, Looked, ...)
+        looked = nnx.to_pure_dict(parts[2])
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), looked)
+        watched = Watched(graph, shapes)
+        unwatch(model)
+    return Graphs(train_graph, eval_graph, watched), state
 
 
 def init_state(
@@ -57,6 +92,7 @@ def init_state(
     *,
     seed: int,
     ema: bool,
+    how: Watch | None = None,
 ) -> tuple[Graphs, State]:
     """Builds the model and the state before the first step.
 
@@ -65,8 +101,9 @@ def init_state(
         optimizer: what will update the parameters.
         seed: seeds every random stream of the model.
         ema: whether an average of the parameters is kept; it starts as a copy of them.
+        how: how the model is to be watched; None for not at all.
     """
-    graphs, model = split_model(build_model(nnx.Rngs(seed)))
+    graphs, model = split_model(build_model(nnx.Rngs(seed)), how)
     if ema:
         model["ema"] = jax.tree.map(jnp.copy, model["params"])
     optimizer_state = {"opt_state": optimizer.init(model["params"]), "step": jnp.int32(0)}
@@ -96,6 +133,7 @@ def blueprint(
     ema: bool,
     mesh: Mesh | None = None,
     rules: Rules = TRANSFORMER,
+    how: Watch | None = None,
 ) -> Blueprint:
     """Plans the state before the first step.
 
@@ -110,6 +148,7 @@ def blueprint(
         ema: as in `init_state`.
         mesh: with the axes of `attnjax.sharding.laying.AXES`; its devices need not be here to plan.
         rules: where the parameters belong on the mesh.
+        how: as in `init_state`.
 
     Raises:
         ValueError: a parameter cannot be placed; names it.
@@ -117,7 +156,7 @@ def blueprint(
     graphs: list[Graphs] = []
 
     def make() -> State:
-        made, state = init_state(build_model, optimizer, seed=seed, ema=ema)
+        made, state = init_state(build_model, optimizer, seed=seed, ema=ema, how=how)
         graphs.append(made)
         return state
 
@@ -166,6 +205,7 @@ def plan_state(
         ema=config.ema_decay is not None,
         mesh=mesh,
         rules=task.rules,
+        how=config.build_focus().watch,
     )
     if start.layout is not None:
         start.layout.check_used("model")

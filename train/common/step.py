@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,23 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from attnjax.focus import Recorded, describe, merged, recorded
+from attnjax.nn.watching import Looked
 from train.common.config import TrainConfig
 from train.common.layout import Layout
 from train.common.state import Blueprint, Graphs, State, plan_state, step_keys
 from train.common.task import Batch, Task
 
-Metrics = dict[str, jax.Array]
-RESERVED = ("loss", "grad_norm", "param_norm", "learning_rate", "grad_squares", "param_squares")
+Metrics = dict[str, Any]
+RESERVED = (
+    "loss",
+    "grad_norm",
+    "param_norm",
+    "learning_rate",
+    "grad_squares",
+    "param_squares",
+    "focus",
+)
 """Metric names that the step itself writes."""
 
 
@@ -39,6 +49,14 @@ def on_device(batch: Batch, layout: Layout | None = None, *, size: int = 0) -> d
     return layout.put(arrays, size=size or len(next(iter(arrays.values()))))
 
 
+class Steps(NamedTuple):
+    """The step of a run, compiled at its first call."""
+
+    plain: jax.stages.Wrapped
+    watched: jax.stages.Wrapped | None
+    """The same step with one more metric, `focus`: what attention tells of its heads."""
+
+
 def plan_step(
     task: Task, config: TrainConfig, mesh: Mesh | None = None
 ) -> tuple[Blueprint, jax.stages.Wrapped]:
@@ -52,11 +70,24 @@ def plan_step(
     Raises:
         ValueError: mesh, batches, model and rules do not fit each other.
     """
+    start, steps = plan_steps(task, config, mesh)
+    return start, steps.plain
+
+
+def plan_steps(
+    task: Task, config: TrainConfig, mesh: Mesh | None = None
+) -> tuple[Blueprint, Steps]:
+    """As `plan_step`, with the step that watches where heads look besides."""
     total = config.total_steps(task.data.train_size)
     optimizer = config.optim.build(total)
     schedule = config.optim.schedule.build(config.optim.learning_rate, total)
     start = plan_state(task, optimizer, config, mesh)
-    return start, make_step(task, start.graphs, optimizer, schedule, config, start.layout)
+
+    def make(watched: bool) -> jax.stages.Wrapped:
+        parts = task, start.graphs, optimizer, schedule, config, start.layout
+        return make_step(*parts, watched=watched)
+
+    return start, Steps(make(False), None if start.graphs.watched is None else make(True))
 
 
 def make_step(
@@ -66,6 +97,8 @@ def make_step(
     schedule: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike],
     config: TrainConfig,
     layout: Layout | None = None,
+    *,
+    watched: bool = False,
 ) -> jax.stages.Wrapped:
     """Makes `step(state, batch) -> (state, metrics)`, pure, jitted, the old state donated.
 
@@ -75,7 +108,9 @@ def make_step(
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `param_norm` (after the
     update), `learning_rate` and whatever `task.loss` names; besides `grad_squares` and
     `param_squares`, sums of squares per parameter array in the order of `jax.tree.leaves`, from
-    which `train.common.guard` tells which one is not finite.
+    which `train.common.guard` tells which one is not finite. If `watched`, there is `focus`, too:
+    statistics of the heads over the whole batch, as `attnjax.focus.describe` gives them. It changes
+    no bit of all the rest.
 
     Raises:
         ValueError: (when traced) `task.loss` returns no scalar, uses a reserved metric name, or
@@ -83,22 +118,31 @@ def make_step(
     """
     parts = config.accumulate
 
+    def merge(params: Any, rng: Any, rest: Any) -> nnx.Module:
+        if watched:
+            assert graphs.watched is not None
+            return graphs.watched.merge(params, rng, rest)
+        model: nnx.Module = nnx.merge(graphs.train, params, rng, rest)
+        return model
+
     def loss_fn(params: Any, rest: Any, rng: Any, batch: Batch) -> tuple[jax.Array, Any]:
-        model = nnx.merge(graphs.train, params, rng, rest)
+        model = merge(params, rng, rest)
         loss, named = task.loss(model, batch)
         if jnp.shape(loss) != ():
             raise ValueError(f"task.loss must return a scalar loss, got shape {jnp.shape(loss)}")
         if taken := sorted(set(named) & set(RESERVED)):
             raise ValueError(f"task.loss must not name its metrics {taken}: the step writes them")
-        after: tuple[Any, ...] = nnx.split(model, nnx.Param, nnx.RngState, ...)
-        new_rest = nnx.to_pure_dict(after[3])
+        focus = recorded(model) if watched else {}
+        after: tuple[Any, ...] = nnx.split(model, nnx.Param, nnx.RngState, Looked, ...)
+        new_rest = nnx.to_pure_dict(after[4])
         had, has = str(jax.tree.structure(rest)), str(jax.tree.structure(new_rest))
         if had != has:
             raise ValueError(
                 "the model must keep the variables it was built with while task.loss runs; it had "
                 f"{had} and now has {has}"
             )
-        return loss, (jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), named), new_rest)
+        named = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), named)
+        return loss, (named, new_rest, focus)
 
     def placed(grads: Any) -> Any:
         """Gradients where their parameters are, so that each device sums up only its own share."""
@@ -106,14 +150,14 @@ def make_step(
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def gradients(state: State, batch: Batch) -> tuple[jax.Array, Metrics, Any, Any]:
-        """Loss, named metrics, new `rest` and gradients of one batch, part by part."""
+    def gradients(state: State, batch: Batch) -> tuple[jax.Array, Metrics, Any, Any, Recorded]:
+        """Loss, named metrics, new `rest`, gradients and records of one batch, part by part."""
         model, first = state["model"], state["optimizer"]["step"] * parts
         if parts == 1:
-            (loss, (named, rest)), grads = grad_fn(
+            (loss, (named, rest, focus)), grads = grad_fn(
                 model["params"], model["rest"], step_keys(model["rng"], first), batch
             )
-            return loss, named, rest, placed(grads)
+            return loss, named, rest, placed(grads), focus
         batches = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
         if layout is not None:
             batches = layout.deal_parts(batches)
@@ -126,25 +170,25 @@ def make_step(
         def one(carry: Any, x: Any) -> Any:
             rest, total = carry
             index, share, part = x
-            (loss, (named, rest)), grads = grad_fn(
+            (loss, (named, rest, focus)), grads = grad_fn(
                 model["params"], rest, step_keys(model["rng"], first + index), part
             )
             # A part of nothing but padding has no mean; its share of 0 must not spread its NaN.
             total = jax.tree.map(lambda t, g: t + jnp.where(share > 0, share * g, 0), total, grads)
-            return (rest, placed(total)), jax.tree.map(
-                lambda x: jnp.where(share > 0, share * x, 0), (loss, named)
-            )
+            shared = jax.tree.map(lambda x: jnp.where(share > 0, share * x, 0), (loss, named))
+            return (rest, placed(total)), (*shared, focus)
 
         zeros = jax.tree.map(jnp.zeros_like, model["params"])
-        (rest, grads), (loss, named) = jax.lax.scan(
+        (rest, grads), (loss, named, focus) = jax.lax.scan(
             one, (model["rest"], zeros), (jnp.arange(parts), shares, batches)
         )
-        return jnp.sum(loss), jax.tree.map(partial(jnp.sum, axis=0), named), rest, grads
+        named = jax.tree.map(partial(jnp.sum, axis=0), named)
+        return jnp.sum(loss), named, rest, grads, merged(focus)
 
     @jax.default_matmul_precision(config.matmul_precision)
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         model, count = state["model"], state["optimizer"]["step"]
-        loss, named, rest, grads = gradients(state, batch)
+        loss, named, rest, grads, focus = gradients(state, batch)
         updates, opt_state = optimizer.update(
             grads, state["optimizer"]["opt_state"], model["params"]
         )
@@ -164,6 +208,8 @@ def make_step(
             "grad_squares": grad_squares,
             "param_squares": param_squares,
         }
+        if watched:
+            metrics["focus"] = describe(focus)
         return {
             "model": {"params": params, "rest": rest, "rng": model["rng"], "ema": ema},
             "optimizer": {"opt_state": opt_state, "step": count + 1},
