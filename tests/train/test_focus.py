@@ -77,13 +77,13 @@ def test_a_run_directory(tmp_path: Path) -> None:
     """An interrupted run ends with the same lines as one that was not, whatever was there."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     task = language_task()
-    config = language_train(steps=6, checkpoint_every=2, focus="every=2")
+    config = language_train(steps=6, checkpoint_every=2, keep=9, focus="every=2")
     run(task, config, whole, describe={})
     run(task, config, cut, describe={})
     lines = (whole / "focus.jsonl").read_text().splitlines()
     for step in (6, 4):  # as if killed after step 3: later checkpoints and some lines are lost
-        for path in (cut / "checkpoints").glob(f"*{step}"):
-            path.rename(tmp_path / f"gone{step}")
+        (lost,) = (cut / "checkpoints").glob(f"*{step}")
+        lost.rename(tmp_path / f"gone{step}")
     (cut / "focus.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:40]]))
     run(task, config, cut, describe={})
     assert (cut / "focus.jsonl").read_text().splitlines() == lines

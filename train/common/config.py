@@ -10,12 +10,14 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
+from attnjax.focus import Watch
 from attnjax.sharding.laying import parse_mesh
 from attnjax.sharding.partition import Method
 from train.common.distributed import DistributedConfig
-from train.common.focusing import FocusConfig, parse_focus
+from train.common.focusing import EVERY, FocusConfig, parse_focus
 from train.common.mesh import build_mesh, check_batch
 from train.common.optim import OptimConfig
+from train.common.steadying import SteadyConfig, parse_steady
 
 PLACEMENT_FIELDS = ("mesh", "sequence_method", "remat")
 """Fields that say where and when things are computed, which changes the last bits of them."""
@@ -87,6 +89,8 @@ class TrainConfig:
     """How attention works over a sequence that the mesh's axis seq splits."""
     focus: Annotated[str | None, tyro.conf.arg(name="focus", prefix_name=False)] = None
     """Record where each head looks, such as every=50 for the first and every 50th step."""
+    steady: Annotated[str | None, tyro.conf.arg(name="steady", prefix_name=False)] = None
+    """Keep attention steady: auto, or such as qk_clip=100,z_loss=1e-4,entropy_floor=0.1."""
     remat: Literal["none", "dots", "full"] = "none"
     """Recompute in backward passes, layer by layer: all but matrix products, or everything."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -127,6 +131,7 @@ class TrainConfig:
         if self.mesh is not None:
             parse_mesh(self.mesh)
         self.build_focus()
+        self.build_steady()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
@@ -151,8 +156,22 @@ class TrainConfig:
         return mesh
 
     def build_focus(self) -> FocusConfig:
-        """When and how it is recorded where heads look."""
-        return FocusConfig() if self.focus is None else parse_focus(self.focus)
+        """When it is recorded where heads look; what `auto` does has to be seen."""
+        if self.focus is not None:
+            return parse_focus(self.focus)
+        return FocusConfig(EVERY if self.build_steady().auto else None)
+
+    def build_steady(self) -> SteadyConfig:
+        """What is done to keep attention steady."""
+        return SteadyConfig() if self.steady is None else parse_steady(self.steady)
+
+    @property
+    def watch(self) -> Watch | None:
+        """How the model is watched; None for not at all."""
+        steady = self.build_steady()
+        if self.build_focus().every is None and not steady.wanted:
+            return None
+        return Watch(differentiable=steady.penalises)
 
     def total_steps(self, train_size: int) -> int:
         """Optimiser steps of the whole run, for a training split of `train_size` examples."""

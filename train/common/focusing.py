@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnjax.focus import Watch
+EVERY = 50
+"""Steps from one record to the next where `--steady auto` is given without `--focus`."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,6 @@ class FocusConfig:
         """Rejects values that cannot mean anything."""
         if self.every is not None and self.every < 1:
             raise ValueError(f"focus: every must be at least 1, got {self.every}")
-
-    @property
-    def watch(self) -> Watch | None:
-        """How the model is watched; None for not at all."""
-        return None if self.every is None else Watch()
 
     def due(self, step: int) -> bool:
         """Whether the step with this number, from 1, is recorded."""

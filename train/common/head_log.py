@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,19 +14,20 @@ import numpy as np
 from attnjax.focus import HeadStats, Warned, Warnings
 from attnjax.focus.records import RECORDS, VERSION
 from attnjax.focus.report.colours import indices, viridis
+from attnjax.focus.steady import Remedy
 from train.common.files import write_text
 from train.common.focusing import FocusConfig
 from train.common.metrics import History, read_history
 
 SAID = 3
-"""Warnings of one step that are printed; all of them are in the file."""
+"""Warnings, or remedies, of one step that are printed; all of them are in the file."""
 _CELL = 12  # pixels of a head in the pictures for TensorBoard
 _PICTURES = {"share": (0.0, 1.0), "sink_mass": (0.0, 1.0), "max_logit": (0.0, 100.0)}
 """Statistics that are drawn for TensorBoard, from dark to bright between two values."""
 
 
 class HeadLog:
-    """Appends statistics of heads, warnings and their ends to a run's focus.jsonl.
+    """Appends statistics of heads, warnings, their ends, and remedies to a run's focus.jsonl.
 
     A summary goes to metrics.jsonl as a row of kind `focus`, and pictures of layers and heads to
     TensorBoard. What was written after the checkpoint that is resumed will be written again.
@@ -35,7 +36,7 @@ class HeadLog:
         run_dir: where focus.jsonl is.
         config: when it is recorded; without, nothing is written, and nothing is lost.
         resumed_step: the step of the checkpoint.
-        say: prints a warning.
+        say: prints warnings and remedies.
         write: False in a process that does not keep the run's records.
 
     Raises:
@@ -74,8 +75,6 @@ class HeadLog:
         """
         if not self._writes:
             return
-        if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8")
         modules = _to_json(stats)
         stats = _from_json(modules)  # with the digits that a resumed run will see
         if not self._begun:
@@ -87,12 +86,26 @@ class HeadLog:
         told = self._warnings.update(step, stats)
         for warned in told:
             self._line(_told(warned))
-        self._file.flush()
-        self._speak(told)
+        self._flush()
+        begun = [warned for warned in told if not warned.over]
+        self._say_some(step, [f"{_of(x.module, x.head)}{x.why}" for x in begun])
         history.write("focus", step, _summary(stats), {})
         for name, (low, high) in _PICTURES.items():
             picture = _picture([getattr(of, name) for of in stats.values()], low, high)
             history.picture(f"focus/{name}", step, picture)
+
+    def remedied(self, step: int, remedies: Sequence[Remedy]) -> None:
+        """Appends what was done at a step to keep the heads steady, and says so."""
+        if not self._writes or not remedies:
+            return
+        for remedy in remedies:
+            fields = {name: _finite(x) for name, x in remedy._asdict().items()}
+            # What concerns no single module concerns the model.
+            self._line({"kind": "remedy", "step": step, **fields, "module": remedy.module or ""})
+        self._flush()
+        self._say_some(
+            step, [f"{_of(x.module, x.head)}{x.what} {x.strength:.4g}: {x.why}" for x in remedies]
+        )
 
     def sync(self) -> None:
         """Puts every line on the disk; a checkpoint must not outlive the lines before it."""
@@ -105,17 +118,24 @@ class HeadLog:
             self._file.close()
 
     def _line(self, row: Mapping[str, Any]) -> None:
-        assert self._file is not None
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps(row) + "\n")
 
-    def _speak(self, told: list[Warned]) -> None:
-        begun = [warned for warned in told if not warned.over]
-        for warned in begun[:SAID]:
-            self._say(
-                f"step {warned.step}, focus: {warned.module} head {warned.head}: {warned.why}"
-            )
-        if len(begun) > SAID:
-            self._say(f"step {begun[0].step}, focus: {len(begun) - SAID} more in {RECORDS}")
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def _say_some(self, step: int, sentences: Sequence[str]) -> None:
+        for sentence in sentences[:SAID]:
+            self._say(f"step {step}, focus: {sentence}")
+        if len(sentences) > SAID:
+            self._say(f"step {step}, focus: {len(sentences) - SAID} more in {RECORDS}")
+
+
+def _of(module: str | None, head: int | None) -> str:
+    """Whose a remedy or a warning is, before its sentence."""
+    return "" if module is None else f"{module} head {head}: "
 
 
 def _told(warned: Warned) -> dict[str, Any]:

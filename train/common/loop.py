@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from attnjax.focus.steady import remedies
 from train.common.checkpoint import Checkpoints, Restored
 from train.common.clock import Clock
 from train.common.config import TrainConfig
@@ -27,6 +28,9 @@ from train.common.selection import Selection
 from train.common.signals import Interrupted, StopSignals, stop_signals
 from train.common.step import make_predict, on_device, plan_steps
 from train.common.task import Batch, Task
+
+SKIPS = 20
+"""Steps in a row that `--steady auto` may leave out because their numbers are not finite."""
 
 
 def run(
@@ -105,7 +109,7 @@ class _Session:
         self._progress, self._stop = progress, stop
         self.total = config.total_steps(task.data.train_size)
         start, self._steps = plan_steps(task, config)
-        self._focus = config.build_focus()
+        self._focus, self._steadied, self._skips = config.build_focus(), start.graphs.heads, 0
         self._layout = start.layout
         self._predict = make_predict(task, start.graphs, config, start.layout)
         self._checkpoints = Checkpoints(run_dir, keep=config.keep, say=progress.say)
@@ -234,10 +238,15 @@ class _Session:
         (step, on_device_metrics, batch), self._unread = self._unread, None
         with self._clock.measure("compute"):
             metrics = jax.device_get(on_device_metrics)
-        if (focus := metrics.pop("focus", None)) is not None:
+        focus, actions = metrics.pop("focus", None), metrics.pop("steady", None)
+        if focus is not None and self._focus.due(step):
             self._heads.write(step, focus, self._history)  # before the check: it may say why
-        check_finite(step, metrics, self._state["model"]["params"], batch)
-        self._means.add({name: float(x) for name, x in metrics.items() if np.ndim(x) == 0})
+        if actions is not None:
+            self._heads.remedied(step, remedies(actions, self._steadied))
+        self._skips = self._skips + 1 if actions is not None and actions.skip else 0
+        if not 0 < self._skips <= SKIPS:
+            check_finite(step, metrics, self._state["model"]["params"], batch)
+            self._means.add({name: float(x) for name, x in metrics.items() if np.ndim(x) == 0})
         if step % self._config.log_every == 0 or step == self.total:
             means = self._means.take()
             self._history.write("train", step, means, self._clock.take())

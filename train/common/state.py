@@ -3,13 +3,14 @@
 `{"model": {"params", "rest", "rng", "ema"}, "optimizer": {"opt_state", "step"}}`: `params` are the
 trained parameters, `rest` every other variable of the model (batch statistics, say), `rng` the base
 keys of its random streams, which never change, `ema` the averaged parameters or `{}`, `step` the
-number of updates done (int32). Plain dicts, because `jax.jit` handles them faster than nnx.State.
+number of updates done (int32). Beside `opt_state`, `--steady auto` keeps its own as `steady`. Plain
+dicts, because `jax.jit` handles them faster than nnx.State.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +20,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from attnjax.focus import Watch, clear, unwatch, watch
+from attnjax.focus.steady import Heads
 from attnjax.nn.watching import Looked
 from attnjax.sharding.rules import TRANSFORMER, Rules
 from train.common.config import TrainConfig
 from train.common.layout import Layout, state_shardings
 from train.common.spreading import prepare_model
+from train.common.steadying import SteadyConfig
 from train.common.task import Task
 
 State = dict[str, dict[str, Any]]
@@ -52,6 +55,8 @@ class Graphs:
     eval: nnx.GraphDef
     watched: Watched | None = None
     """In train mode, watched; None if it is not to be."""
+    heads: Mapping[str, Heads] = field(default_factory=dict)
+    """The heads whose updates are kept steady, by dotted path of their module."""
 
     def merge_eval(self, model_state: dict[str, Any]) -> nnx.Module:
         """The model in eval mode, with the averaged parameters where there are any."""
@@ -59,15 +64,18 @@ class Graphs:
         return nnx.merge(self.eval, params, model_state["rng"], model_state["rest"])
 
 
-def split_model(model: nnx.Module, how: Watch | None = None) -> tuple[Graphs, dict[str, Any]]:
+def split_model(
+    model: nnx.Module, how: Watch | None = None, steady: SteadyConfig | None = None
+) -> tuple[Graphs, dict[str, Any]]:
     """Splits a model into its static halves and the `model` part of the state (`ema` is `{}`).
 
     Args:
         model: the model, in any mode; `how` leaves it unwatched.
         how: how it is to be watched; None for not at all.
+        steady: what is done to keep its attention steady; None for nothing.
 
     Raises:
-        ValueError: there is no attention to watch.
+        ValueError: there is no attention to watch, or none of the kind that can be kept steady.
     """
     model.eval()
     eval_graph, *_ = nnx.split(model, nnx.Param, nnx.RngState, ...)
@@ -83,7 +91,8 @@ def split_model(model: nnx.Module, how: Watch | None = None) -> tuple[Graphs, di
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), looked)
         watched = Watched(graph, shapes)
         unwatch(model)
-    return Graphs(train_graph, eval_graph, watched), state
+    heads = {} if steady is None else steady.heads(model)
+    return Graphs(train_graph, eval_graph, watched, heads), state
 
 
 def init_state(
@@ -93,6 +102,7 @@ def init_state(
     seed: int,
     ema: bool,
     how: Watch | None = None,
+    steady: SteadyConfig | None = None,
 ) -> tuple[Graphs, State]:
     """Builds the model and the state before the first step.
 
@@ -102,11 +112,14 @@ def init_state(
         seed: seeds every random stream of the model.
         ema: whether an average of the parameters is kept; it starts as a copy of them.
         how: how the model is to be watched; None for not at all.
+        steady: what is done to keep its attention steady; None for nothing.
     """
-    graphs, model = split_model(build_model(nnx.Rngs(seed)), how)
+    graphs, model = split_model(build_model(nnx.Rngs(seed)), how, steady)
     if ema:
         model["ema"] = jax.tree.map(jnp.copy, model["params"])
     optimizer_state = {"opt_state": optimizer.init(model["params"]), "step": jnp.int32(0)}
+    if steady is not None and steady.auto:
+        optimizer_state["steady"] = steady.init(graphs.heads)
     # The donated step may not get one buffer twice, and modules do share constants.
     return graphs, jax.tree.map(jnp.copy, {"model": model, "optimizer": optimizer_state})
 
@@ -134,6 +147,7 @@ def blueprint(
     mesh: Mesh | None = None,
     rules: Rules = TRANSFORMER,
     how: Watch | None = None,
+    steady: SteadyConfig | None = None,
 ) -> Blueprint:
     """Plans the state before the first step.
 
@@ -149,6 +163,7 @@ def blueprint(
         mesh: with the axes of `attnjax.sharding.laying.AXES`; its devices need not be here to plan.
         rules: where the parameters belong on the mesh.
         how: as in `init_state`.
+        steady: as in `init_state`.
 
     Raises:
         ValueError: a parameter cannot be placed; names it.
@@ -156,7 +171,7 @@ def blueprint(
     graphs: list[Graphs] = []
 
     def make() -> State:
-        made, state = init_state(build_model, optimizer, seed=seed, ema=ema, how=how)
+        made, state = init_state(build_model, optimizer, seed=seed, ema=ema, how=how, steady=steady)
         graphs.append(made)
         return state
 
@@ -205,7 +220,8 @@ def plan_state(
         ema=config.ema_decay is not None,
         mesh=mesh,
         rules=task.rules,
-        how=config.build_focus().watch,
+        how=config.watch,
+        steady=config.build_steady(),
     )
     if start.layout is not None:
         start.layout.check_used("model")

@@ -29,6 +29,9 @@ RESERVED = (
     "grad_squares",
     "param_squares",
     "focus",
+    "steady",
+    "penalty",
+    "clipped_heads",
 )
 """Metric names that the step itself writes."""
 
@@ -54,7 +57,8 @@ class Steps(NamedTuple):
 
     plain: jax.stages.Wrapped
     watched: jax.stages.Wrapped | None
-    """The same step with one more metric, `focus`: what attention tells of its heads."""
+    """The same step with one more metric, `focus`: what attention tells of its heads. Where that
+    keeps attention steady, `plain` is this one, too."""
 
 
 def plan_step(
@@ -87,7 +91,10 @@ def plan_steps(
         parts = task, start.graphs, optimizer, schedule, config, start.layout
         return make_step(*parts, watched=watched)
 
-    return start, Steps(make(False), None if start.graphs.watched is None else make(True))
+    if start.graphs.watched is None:
+        return start, Steps(make(False), None)
+    watched = make(True)
+    return start, Steps(watched if config.build_steady().wanted else make(False), watched)
 
 
 def make_step(
@@ -110,13 +117,14 @@ def make_step(
     `param_squares`, sums of squares per parameter array in the order of `jax.tree.leaves`, from
     which `train.common.guard` tells which one is not finite. If `watched`, there is `focus`, too:
     statistics of the heads over the whole batch, as `attnjax.focus.describe` gives them. It changes
-    no bit of all the rest.
+    no bit of all the rest, unless the config wants attention kept steady: then `penalty` is what it
+    adds to the loss, `clipped_heads` how many heads QK-clip scaled, and `steady` what `auto` did.
 
     Raises:
         ValueError: (when traced) `task.loss` returns no scalar, uses a reserved metric name, or
             makes the model grow or lose variables.
     """
-    parts = config.accumulate
+    parts, steady = config.accumulate, config.build_steady()
 
     def merge(params: Any, rng: Any, rest: Any) -> nnx.Module:
         if watched:
@@ -133,6 +141,8 @@ def make_step(
         if taken := sorted(set(named) & set(RESERVED)):
             raise ValueError(f"task.loss must not name its metrics {taken}: the step writes them")
         focus = recorded(model) if watched else {}
+        if steady.penalises:
+            named = {**named, "penalty": steady.penalty(describe(focus))}
         after: tuple[Any, ...] = nnx.split(model, nnx.Param, nnx.RngState, Looked, ...)
         new_rest = nnx.to_pure_dict(after[4])
         had, has = str(jax.tree.structure(rest)), str(jax.tree.structure(new_rest))
@@ -142,7 +152,8 @@ def make_step(
                 f"{had} and now has {has}"
             )
         named = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), named)
-        return loss, (named, new_rest, focus)
+        whole = loss + named["penalty"] if steady.penalises else loss
+        return whole, (loss, named, new_rest, focus)
 
     def placed(grads: Any) -> Any:
         """Gradients where their parameters are, so that each device sums up only its own share."""
@@ -154,7 +165,7 @@ def make_step(
         """Loss, named metrics, new `rest`, gradients and records of one batch, part by part."""
         model, first = state["model"], state["optimizer"]["step"] * parts
         if parts == 1:
-            (loss, (named, rest, focus)), grads = grad_fn(
+            (_, (loss, named, rest, focus)), grads = grad_fn(
                 model["params"], model["rest"], step_keys(model["rng"], first), batch
             )
             return loss, named, rest, placed(grads), focus
@@ -170,7 +181,7 @@ def make_step(
         def one(carry: Any, x: Any) -> Any:
             rest, total = carry
             index, share, part = x
-            (loss, (named, rest, focus)), grads = grad_fn(
+            (_, (loss, named, rest, focus)), grads = grad_fn(
                 model["params"], rest, step_keys(model["rng"], first + index), part
             )
             # A part of nothing but padding has no mean; its share of 0 must not spread its NaN.
@@ -189,30 +200,55 @@ def make_step(
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         model, count = state["model"], state["optimizer"]["step"]
         loss, named, rest, grads, focus = gradients(state, batch)
-        updates, opt_state = optimizer.update(
-            grads, state["optimizer"]["opt_state"], model["params"]
-        )
+        before, stats = state["optimizer"], describe(focus)
+        updates, opt_state = optimizer.update(grads, before["opt_state"], model["params"])
+        grad_squares = squares(grads)
+        grad_norm = jnp.sqrt(jnp.sum(grad_squares))
+        after: dict[str, Any] = {"opt_state": opt_state, "step": count + 1}
+        steadied: Metrics = {}
+        if steady.acts:
+            changed = steady.change(
+                before.get("steady"),
+                updates,
+                model["params"],
+                stats,
+                graphs.heads,
+                loss=loss,
+                grad_norm=grad_norm,
+            )
+            updates = changed.updates
+            steadied.update(changed.metrics)
+            if changed.actions is not None:
+                skip = changed.actions.skip
+                # What is not finite must not stay in the optimiser's averages, or in the model's.
+                after["opt_state"], rest = jax.tree.map(
+                    lambda new, old: jnp.where(skip, old, new),
+                    (opt_state, rest),
+                    (before["opt_state"], model["rest"]),
+                )
+                after["steady"], steadied["steady"] = changed.remembered, changed.actions
         params = optax.apply_updates(model["params"], updates)
         ema = model["ema"]
         if config.ema_decay is not None:
             # A short history deserves less trust in it (Adam's bias, cured by a rising decay).
             decay = jnp.minimum(config.ema_decay, (1.0 + count) / (10.0 + count))
             ema = jax.tree.map(lambda e, p: e + (1 - decay).astype(e.dtype) * (p - e), ema, params)
-        grad_squares, param_squares = squares(grads), squares(params)
+        param_squares = squares(params)
         metrics = {
             **named,
+            **steadied,
             "loss": loss.astype(jnp.float32),
-            "grad_norm": jnp.sqrt(jnp.sum(grad_squares)),
+            "grad_norm": grad_norm,
             "param_norm": jnp.sqrt(jnp.sum(param_squares)),
             "learning_rate": jnp.asarray(schedule(count), jnp.float32),
             "grad_squares": grad_squares,
             "param_squares": param_squares,
         }
         if watched:
-            metrics["focus"] = describe(focus)
+            metrics["focus"] = stats
         return {
             "model": {"params": params, "rest": rest, "rng": model["rng"], "ema": ema},
-            "optimizer": {"opt_state": opt_state, "step": count + 1},
+            "optimizer": after,
         }, metrics
 
     if layout is None:
