@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from attnjax.focus.counts import allowed_keys
 from attnjax.nn.watching import Seen
 
-SKETCH = 16
+SKETCH = 8
 """Width of the random sketch of the weights, from which heads are compared."""
 _SUMS = (
     "rows",
@@ -123,8 +123,10 @@ def _output_sq(seen: Seen) -> Float[Array, "N"]:
     if seen.kernel is None:
         return jnp.sum(out**2, axis=(0, 1, 3))
     kernel = seen.kernel.astype(jnp.float32)
-    gram = jnp.einsum("ndo,neo->nde", kernel, kernel)
-    return jnp.einsum("btnd,nde,btne->n", out, gram, out)
+    # |o W|^2 summed over positions is the product of two small matrices of each head.
+    products = jnp.einsum("ndo,neo->nde", kernel, kernel)
+    moments = jnp.einsum("btnd,btne->nde", out, out)
+    return jnp.sum(products * moments, axis=(1, 2))
 
 
 def summary(kept: Float[Array, "*L N C+N"]) -> HeadStats:

@@ -179,7 +179,7 @@ def test_the_distance_between_heads_is_near_the_exact_one():
     w = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k) / 8, axis=-1)
     norms = jnp.sum(w**2, axis=(0, 2, 3))
     exact = jnp.sum((w[:, 0] - w[:, 1]) ** 2) / jnp.sum(norms)
-    np.testing.assert_allclose(found, exact, atol=0.1)  # 16 signs for each key
+    np.testing.assert_allclose(found, exact, atol=0.15)  # 8 signs for each key
 
 
 def test_additive_attention():
