@@ -17,10 +17,10 @@ translation of the nearest training source 29.63, 74.82.
 
 python -m train.translation --train.eval-every 235
 
-Multi30k, English to German, test_2016_flickr: the translation of the nearest training source has
-BLEU 7.83, chrF 32.71; a published Transformer of these sizes, trained for longer, 41.02 (Wu et al.,
-"Good for Misconceived Reasons", 2021). This command should take less than an hour on 4 cores, 2.1
-million parameters and 6,344 steps of about one CPU second; it has not been run to its end yet.
+Multi30k, English to German, test_2016_flickr: BLEU 38.13, chrF 62.17 (validation 37.09, 60.90), in
+140 minutes of processor time, test and baseline included, an hour on 4 cores that had other work to
+do; the translation of the nearest training source 7.83, 32.71; a published Transformer of these
+sizes, trained for longer, BLEU 41.02 (Wu et al., "Good for Misconceived Reasons", 2021).
 
 python -m train.translation --data train --data.validation val --data.test test_2016_flickr
 --data.languages en de --tokens.max-vocabulary 6000 --model.encoder-layers 4
