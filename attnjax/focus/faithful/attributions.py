@@ -96,16 +96,18 @@ def _integrate(
     baseline = jnp.where(inside.reshape(B, T, *[1] * (embedded.ndim - 2)), baseline, embedded)
     difference = embedded - baseline
 
-    def total(embedded: Array) -> Array:
-        return jnp.sum(checked_scores(score(inputs, embedded), B))
+    def scores(embedded: Array) -> Array:
+        return checked_scores(score(inputs, embedded), B)
 
     def add(gradients: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
         node, weight = (p.astype(embedded.dtype) for p in point)
-        return gradients + weight * jax.grad(total)(baseline + node * difference), None
+        return gradients + weight * jax.grad(lambda e: jnp.sum(scores(e)))(
+            baseline + node * difference
+        ), None
 
     gradients, _ = jax.lax.scan(add, jnp.zeros_like(embedded), (nodes, weights))
     attributions = jnp.sum((gradients * difference).reshape(B, T, -1), axis=2)
-    ends = jax.lax.map(partial(score, inputs), jnp.stack([baseline, embedded]))
+    ends = jax.lax.map(scores, jnp.stack([baseline, embedded]))
     change = ends[1] - ends[0]
     return attributions, change, jnp.sum(attributions, axis=1) - change
 

@@ -89,7 +89,12 @@ def test_scanned_layers_receive_what_listed_ones_do(remat) -> None:
     x, found = drawn(B, T, F), {}
     for scanned in (True, False):
         config = TransformerConfig(
-            features=F, num_heads=2, num_layers=3, scan_layers=scanned, remat=remat
+            features=F,
+            num_heads=2,
+            num_layers=3,
+            scan_layers=scanned,
+            remat=remat,
+            dropout_rate=0.1,
         )
         model = Encoder(config, rngs=nnx.Rngs(0))
         model.eval()
