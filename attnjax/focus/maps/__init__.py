@@ -4,6 +4,7 @@ Weights are described by queries, keys and the logsumexp of a call, and recomput
 """
 
 from attnjax.focus.maps.edges import Edges, TopEdges, top_edges
+from attnjax.focus.maps.importance import ablation_importance, gradient_importance
 from attnjax.focus.maps.lines import columns, rows
 from attnjax.focus.maps.readings import look
 from attnjax.focus.maps.rollout import flow, rollout, rollout_rows, rollout_step
@@ -17,11 +18,13 @@ __all__ = [
     "Received",
     "TopEdges",
     "Weights",
+    "ablation_importance",
     "additive_weights",
     "by_gradient",
     "by_values",
     "columns",
     "flow",
+    "gradient_importance",
     "look",
     "pooled",
     "received",

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from attnjax.focus.maps.tiles import Scene, Tile, make_scene
@@ -174,11 +175,6 @@ def _multiply(scene: Scene, lefts: Sequence[Array | None], tile: Tile) -> list[A
     if not given:
         return [None] * len(lefts)
     product = scene.dot(jnp.concatenate(given, axis=-2), tile.x)
-    products, first = [], 0
-    for left in lefts:
-        if left is None:
-            products.append(None)
-            continue
-        products.append(product[..., first : first + left.shape[-2], :])
-        first += left.shape[-2]
-    return products
+    ends = np.cumsum([left.shape[-2] for left in given])
+    parts = iter(jnp.split(product, ends[:-1], axis=-2))
+    return [None if left is None else next(parts) for left in lefts]
