@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_INFINITE = 1e100
 
 
 class Problems:
@@ -79,14 +80,17 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number as a float; None for what is no number, or not finite."""
+    """A JSON number as a float; None for what is no number, or not below 1e100 in size.
+
+    Larger ones are as good as infinite, and sums and squares of them would be.
+    """
     if not is_number(value):
         return None
     try:
         found = float(value)
     except OverflowError:  # JSON's integers have no limit
         return None
-    return found if math.isfinite(found) else None
+    return found if abs(found) < _INFINITE else None
 
 
 def step_of(row: dict[str, Any]) -> int | None:
