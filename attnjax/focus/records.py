@@ -13,6 +13,8 @@ from attnjax.focus.lines import Problems, is_number, number, objects, step_of
 
 RECORDS = "focus.jsonl"
 VERSION = 1
+WHOLE_MODEL = ""
+"""In the place of a module, for what was done to all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Remedied:
 
     Attributes:
         step: when.
-        module: dotted path.
+        module: dotted path; `WHOLE_MODEL` for what was done to all.
         head: its number; None for the whole module.
         what: the kind, such as "qk_clip".
         strength: as the remedy defines it; None where it has none.

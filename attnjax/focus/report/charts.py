@@ -94,7 +94,7 @@ def chart(
 def _ends(lines: Mapping[str, tuple[str, Line]]) -> tuple[float, float]:
     steps = np.concatenate([line.steps for _, line in lines.values()])
     low, high = float(steps.min()), float(steps.max())
-    low = 0.0 if 0 < low < 0.1 * high else low
+    low = 0.0 if 0 < low < 0.3 * high else low
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 

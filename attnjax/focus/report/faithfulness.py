@@ -16,6 +16,7 @@ from attnjax.focus.report.scales import text
 RANDOM = "random"
 # Rank correlations: above the first two maps are much alike, below the second hardly.
 _ALIKE, _UNLIKE = 0.7, 0.3
+_STYLES = 6  # of lines, in style.css
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _lines(
         if points is None or not np.isfinite(points[:, 0]).all():
             continue
         points = points[np.argsort(points[:, 0], kind="stable")]
-        style = "chance" if method == RANDOM else f"method{min(place, 3)}"
+        style = "chance" if method == RANDOM else f"method{place % _STYLES}"
         lines[method] = (style, Line(points[:, 0], points[:, 1]))
     return lines
 

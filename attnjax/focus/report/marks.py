@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attnjax.focus.records import Remedied, Warned
+from attnjax.focus.records import WHOLE_MODEL, Remedied, Warned
 from attnjax.focus.report.statistics import Statistic, event_name
 
 Rows = Sequence[tuple[str, int]]
@@ -70,13 +70,14 @@ def marks(
 
 
 def of_panel(found: Sequence[tuple[str, Mark]], statistic: Statistic) -> tuple[Mark, ...]:
-    """The marks as one statistic's picture shows them: its own warnings stand out."""
-    return tuple(
+    """The marks as one statistic's picture shows them: its own warnings stand out, on top."""
+    shown = (
         dataclasses.replace(mark, kind="own")
         if mark.kind == "other" and what in statistic.warnings
         else mark
         for what, mark in found
     )
+    return tuple(sorted(shown, key=lambda mark: ("other", "remedy", "own").index(mark.kind)))
 
 
 def told(events: Sequence[Warned | Remedied], shown: Rows) -> list[list[Any]]:
@@ -96,4 +97,5 @@ def _placed(
     for row, (module, head) in enumerate(shown):
         rows.setdefault((module, head), []).append(row)
         rows.setdefault((module, None), []).append(row)
+        rows.setdefault((WHOLE_MODEL, None), []).append(row)
     return [(x, rows[x.module, x.head]) for x in events if (x.module, x.head) in rows]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attnjax.focus.records import Records, Warned
+from attnjax.focus.records import Records, Remedied, Warned
 from attnjax.focus.report.charts import Chart, chart
 from attnjax.focus.report.examples import Faithful
 from attnjax.focus.report.faithfulness import example_charts
@@ -107,17 +107,37 @@ def _event_rows(records: Records, limits: Limits) -> dict[str, Any]:
     events = records.events
     short = short_names(records.layout.modules)
     return {
+        "kinds": _event_kinds(events),
         "left_out": max(0, len(events) - limits.events),
         "rows": [
             {
                 "event": event,
                 "warned": isinstance(event, Warned),
-                "where": short.get(event.module, event.module),
+                "where": short.get(event.module, event.module) or "whole model",
                 "number": event.value if isinstance(event, Warned) else event.strength,
             }
             for event in events[-limits.events :]
         ],
     }
+
+
+def _event_kinds(events: Sequence[Warned | Remedied]) -> list[dict[str, Any]]:
+    """Of every kind: how often, about how many heads, since when, how many warnings stand."""
+    kinds: dict[tuple[bool, str], list[Warned | Remedied]] = {}
+    for event in events:
+        kinds.setdefault((isinstance(event, Warned), event.what), []).append(event)
+    return [
+        {
+            "warned": warned,
+            "what": what,
+            "times": len(found),
+            "heads": len({(x.module, x.head) for x in found if x.head is not None}),
+            "first": found[0].step,
+            "last": found[-1].step,
+            "standing": sum(isinstance(x, Warned) and x.over is None for x in found),
+        }
+        for (warned, what), found in sorted(kinds.items(), reverse=True)
+    ]
 
 
 def _examples(

@@ -75,7 +75,7 @@ def read_run(path: Path) -> Run:
         )
     problems = Problems()
     metrics = _metrics(path / METRICS, problems)
-    config, manifest = (whole(path / name, problems) for name in (CONFIG, MANIFEST))
+    config, manifest = whole(path / CONFIG, problems), whole(path / MANIFEST, problems)
     records, examples = read_records(path / RECORDS), read_examples(path / EXAMPLES)
     return Run(
         path=path,
@@ -93,6 +93,8 @@ def _metrics(path: Path, problems: Problems) -> Mapping[str, Mapping[str, Line]]
     try:
         for _, row in objects(path, problems):
             kind, step = row.get("kind"), step_of(row)
+            if kind == "focus":  # extremes of what focus.jsonl has of every head
+                continue
             if kind not in ("train", "eval") or step is None:
                 problems.add(f"{path.name}: a line without kind (train or eval) or step")
                 continue

@@ -33,7 +33,7 @@ _KNOWN = (
         "Entropy",
         "nats",
         "How widely a head spreads its weights. 0: all on one key.",
-        warnings=("entropy_collapse",),
+        warnings=("entropy_collapse", "uniform"),
     ),
     Statistic(
         "share",
@@ -62,7 +62,6 @@ _KNOWN = (
         "Squared logsumexp",
         "",
         "What a z-loss would keep small: the drift of all logits together.",
-        warnings=("logit_growth",),
     ),
     Statistic(
         "sink_mass",
