@@ -4,6 +4,7 @@ python -m train.text_classification                        # train on the builti
 python -m train.text_classification --model transformer --data tfds:ag_news_subset
 python -m train.text_classification predict RUN_DIR "A sentence." "Another one."
 python -m train.text_classification evaluate RUN_DIR --split test
+python -m train.text_classification explain RUN_DIR        # and how true that is; see docs/focus.md
 
 What it gave (jax 0.10.2, CPU; 3 seeds, mean and standard deviation of test accuracy; one run takes
 about 3 CPU minutes). Each block below goes behind `python -m train.text_classification`.
