@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 
@@ -28,9 +29,12 @@ def comparison_page(run_a: Run, run_b: Run) -> str:
 def _comparison(run_a: Run, run_b: Run, limits: Limits) -> str:
     both = (run_a, run_b)
     scales = shared_scales(run.records for run in both)
-    half = Limits(cells=limits.cells // 2, heads=limits.heads // 2, steps=limits.steps)
+    half = dataclasses.replace(limits, cells=limits.cells // 2, heads=limits.heads // 2)
     heats = [heat_maps(run.records, half, scales) for run in both]
-    names = statistics({name: None for run in both for name in run.records.heads.values})
+    panels = [
+        {panel.statistic.name: panel for panel in heat.panels} if heat else {} for heat in heats
+    ]
+    names = statistics(dict.fromkeys(name for found in panels for name in found))
     charts, others = _paired_charts(run_a, run_b, limits)
     config, config_more = config_differences(run_a.config, run_b.config, limits.events)
     return (
@@ -44,13 +48,10 @@ def _comparison(run_a: Run, run_b: Run, limits: Limits) -> str:
             other_metrics=others,
             names=names,
             heats=heats,
-            panels=[
-                {panel.statistic.name: panel for panel in heat.panels} if heat else {}
-                for heat in heats
-            ],
+            panels=panels,
             heat_data=[heat.data if heat else None for heat in heats],
             differences=head_differences(run_a.records, run_b.records, names, limits.heads),
-            event_counts=_event_counts(both),
+            event_counts=_event_counts(both)[: limits.events],
             config=config,
             config_more=config_more,
             has_config=all(run.config is not None for run in both),

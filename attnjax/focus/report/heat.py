@@ -105,7 +105,8 @@ def heat_maps(records: Records, limits: Limits, scales: Mapping[str, Scale]) -> 
     if not len(heads.steps) or not heads.columns or not heads.values:
         return None
     rows = chosen_heads(records, limits.heads)
-    names = statistics(heads.values)
+    known = statistics(heads.values)
+    names = known[: limits.statistics]
     room = max(2, limits.cells // (len(rows) * len(names)))
     columns = some(len(heads.steps), min(limits.steps, room))
     shown = [heads.columns[row] for row in rows]
@@ -125,6 +126,8 @@ def heat_maps(records: Records, limits: Limits, scales: Mapping[str, Scale]) -> 
         notes.append(
             f"The last {len(events):,} of {len(records.events):,} warnings and remedies are marked."
         )
+    if len(names) < len(known):
+        notes.append(f"{len(names):,} of the {len(known):,} statistics are shown.")
     panels, data = [], {}
     for statistic in names:
         values = heads.values[statistic.name][np.ix_(columns, rows)]

@@ -39,6 +39,7 @@ def _report(run: Run, limits: Limits) -> str:
     heat = heat_maps(run.records, limits, shared_scales([run.records]))
     shown, left_out = _examples(run, limits, templates)
     charts, others = _charts(run, limits)
+    faithful = dict(list((run.examples.faithful or {}).items())[: limits.examples])
     return templates.get_template("report.html.j2").render(
         title=f"{run.name}: focus report",
         run=run,
@@ -51,8 +52,8 @@ def _report(run: Run, limits: Limits) -> str:
         events=_event_rows(run.records, limits),
         examples=shown,
         examples_left_out=left_out,
-        faithful=run.examples.faithful,
-        measures=_measures(run.examples.faithful or {}),
+        faithful=faithful,
+        measures=_measures(faithful),
         description=_description(run),
     )
 
@@ -82,7 +83,7 @@ def _head_table(records: Records, limits: Limits) -> dict[str, Any] | None:
     heads = records.heads
     if not len(heads.steps) or not heads.columns:
         return None
-    names = statistics(heads.values)
+    names = statistics(heads.values)[: limits.statistics]
     standing: dict[tuple[str, int | None], list[str]] = {}
     for warning in records.warnings:
         if warning.over is None:
@@ -107,7 +108,7 @@ def _event_rows(records: Records, limits: Limits) -> dict[str, Any]:
     events = records.events
     short = short_names(records.layout.modules)
     return {
-        "kinds": _event_kinds(events),
+        "kinds": _event_kinds(events)[: limits.events],
         "left_out": max(0, len(events) - limits.events),
         "rows": [
             {

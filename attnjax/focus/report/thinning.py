@@ -15,6 +15,7 @@ class Limits:
     Attributes:
         charts: metrics that get a picture.
         points: of a line.
+        statistics: of heads; more than there are by this library.
         steps: of a heat map.
         cells: of all heat maps together.
         heads: rows of heat maps and tables.
@@ -25,6 +26,7 @@ class Limits:
 
     charts: int = 12
     points: int = 600
+    statistics: int = 24
     steps: int = 240
     cells: int = 400_000
     heads: int = 1536

@@ -161,7 +161,7 @@ def test_a_missing_file_is_told(tmp_path, gone):
 def test_a_half_written_file_is_told(tmp_path, cut, share):
     run = write_run(tmp_path / "run", layers=2, heads=2, steps=4)
     whole = (run / cut).read_bytes()
-    end = whole.index(b'"', int(share * len(whole))) + 1  # inside a line
+    end = whole.rindex(b'"', 0, int(share * len(whole))) + 1  # inside a line
     (run / cut).write_bytes(whole[:end])
     page = report_page(read_run(run))
     assert cut in missing(page)
@@ -228,6 +228,35 @@ def test_a_large_run_fits_and_says_what_is_left_out(tmp_path):
     assert "earlier ones are left out" in page
     assert "not shown: metric_" in page
     assert "more heads are left out." in page
+
+
+def test_what_has_very_many_names_fits(tmp_path):
+    run = write_run(tmp_path / "run", layers=1, heads=2, steps=2)
+    many = {f"statistic_{place}": [0.1, 0.2] for place in range(800)}
+    rows = [{"kind": "heads", "step": step, "modules": {"a": many}} for step in (1, 2)]
+    event = {"module": "a", "head": 0, "why": "w"}
+    rows += [
+        {"kind": "warning", "step": 1, "what": f"kind_{place}{'x' * 300}", **event}
+        for place in range(5000)
+    ]
+    write_lines(run / "focus.jsonl", [layout({"a": 2}), *rows])
+    one = read_run(run)
+    for page in (report_page(one), comparison_page(one, one)):
+        assert len(page.encode()) < MOST
+        assert "24 of the 800 statistics are shown." in page
+        Outline(page)
+
+
+def test_what_was_done_to_the_whole_model_is_shown(tmp_path):
+    run = write_run(tmp_path / "run", layers=2, heads=2, steps=4)
+    remedy = {"kind": "remedy", "step": 100, "module": "", "head": None, "what": "learning_rate"}
+    rows = [*focus_rows(2, 2, 4, 50), remedy | {"strength": 0.5, "why": "halved"}]
+    write_lines(run / "focus.jsonl", rows)
+    focus = {"kind": "focus", "step": 50, "entropy_min": 0.5}
+    write_lines(run / "metrics.jsonl", [*metrics_rows(200), focus])
+    page = report_page(read_run(run))
+    assert "whole model" in page and "learning rate" in page and "halved" in page
+    assert "entropy min" not in page and missing(page) == ""
 
 
 def test_runs_of_different_models_are_compared(tmp_path):
