@@ -60,7 +60,8 @@ def head_differences(
         if extra := len(records.heads.columns) - len(common):
             alone = [module for module in records.layout.modules if module not in shared]
             named = f": {clip(', '.join(alone), 300)}" if alone else ""
-            notes.append(f"{extra:,} heads are in run {letter} only{named}.")
+            heads = "head is" if extra == 1 else "heads are"
+            notes.append(f"{extra:,} {heads} in run {letter} only{named}.")
     chosen = _largest(values, most) if len(common) > most else range(len(common))
     if len(common) > most:
         notes.append(f"The {most:,} heads of {len(common):,} that differ most are shown.")
