@@ -29,11 +29,14 @@ class Scale:
 
     def ticks(self, count: int = 5) -> list[tuple[float, str]]:
         """About `count` round numbers: place and text."""
-        values = _decades(self, count) if self.log else _round_numbers(self.low, self.high, count)
-        return [
-            (float(place), text(value))
-            for value, place in zip(values, self.place(np.asarray(values)), strict=True)
-        ]
+        if self.log:
+            values = _decades(self, count)
+            labels = [text(value) for value in values]
+        else:
+            values = _round_numbers(self.low, self.high, count)
+            labels = _told_apart(values)
+        places = self.place(np.asarray(values))
+        return [(float(place), label) for place, label in zip(places, labels, strict=True)]
 
 
 def scale_of(values: np.ndarray, *, fixed: tuple[float, float] | None = None) -> Scale:
@@ -63,6 +66,15 @@ def _round_numbers(low: float, high: float, count: int) -> list[float]:
     step = min((x * power for x in (1, 2, 5, 10)), key=lambda x: abs(math.log(x / raw)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [place * step for place in range(first, last + 1)]
+
+
+def _told_apart(values: list[float]) -> list[str]:
+    """Round numbers as text with as many digits as tell neighbours apart."""
+    labels = [text(value) for value in values]
+    if len({*labels}) == len(labels):
+        return labels
+    digits = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+    return [f"{value:,.{digits}f}" for value in values]
 
 
 def _decades(scale: Scale, count: int) -> list[float]:

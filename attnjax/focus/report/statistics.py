@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +121,23 @@ def event_name(what: str) -> str:
 
 
 def short_names(modules: Iterable[str]) -> dict[str, str]:
-    """Module paths without what all of them begin and end with."""
+    """Of every module path the shortest part that no other path has: "layers.0" of a stack.
+
+    Such a part does not begin with a number, which would say little; the last of several counts.
+    """
     paths = {name: name.split(".") for name in modules}
-    if len(paths) < 2:
+    if len(paths) == 1:
         return {name: name for name in paths}
-    shortest = min(map(len, paths.values()))
+    owners = Counter(part for path in paths.values() for part in {*_parts(path)})
+    return {
+        name: next((part for part in _parts(path) if owners[part] == 1), name)
+        for name, path in paths.items()
+    }
 
-    def alike(sign: int) -> int:
-        same = 0
-        while (
-            same < shortest - 1
-            and len({p[same if sign > 0 else -1 - same] for p in paths.values()}) == 1
-        ):
-            same += 1
-        return same
 
-    start = alike(1)
-    if start and all(path[start].isdigit() for path in paths.values()):
-        start -= 1  # "layers.0" says more than "0"
-    end = min(alike(-1), shortest - 1 - start)
-    return {name: ".".join(path[start : len(path) - end]) for name, path in paths.items()}
+def _parts(path: list[str]) -> Iterator[str]:
+    """The stretches of a path that do not begin with a number: short ones first, the last first."""
+    for length in range(1, len(path) + 1):
+        for start in range(len(path) - length, -1, -1):
+            if not path[start].isdigit():
+                yield ".".join(path[start : start + length])

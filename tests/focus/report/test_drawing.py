@@ -110,6 +110,8 @@ def test_scales():
     assert scale_of(np.array([0.2, 1.4]), fixed=(0, 1)) == Scale(0, 1.4)
     assert [label for _, label in Scale(0, 1).ticks()] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert [label for _, label in Scale(0.05, 200, log=True).ticks()] == ["0.1", "1", "10", "100"]
+    labels = [label for _, label in Scale(123.6, 125.1).ticks(4)]
+    assert labels == ["124.0", "124.5", "125.0"]
     assert clip("abcdef", 4) == "abc\u2026" and clip("abcd", 4) == "abcd"
 
 
@@ -200,6 +202,16 @@ def test_short_names():
     assert short_names(["a.b.0.x", "a.b.1.x"]) == {"a.b.0.x": "b.0", "a.b.1.x": "b.1"}
     assert short_names(["a.self", "a.cross"]) == {"a.self": "self", "a.cross": "cross"}
     assert short_names(["one.two"]) == {"one.two": "one.two"}
+    stack = ["pooling", "reader.stack.layers.0.attention", "reader.stack.layers.1.attention"]
+    assert list(short_names(stack).values()) == ["pooling", "layers.0", "layers.1"]
+    both = [f"model.decoder.layers.{i}.{x}" for i in (0, 1) for x in ("self", "cross")]
+    assert list(short_names(both).values()) == [
+        "layers.0.self",
+        "layers.0.cross",
+        "layers.1.self",
+        "layers.1.cross",
+    ]
+    assert short_names(["a.b", "a.b.c"]) == {"a.b": "a.b", "a.b.c": "c"}
     assert short_names(["a.0.x", "a.0.y"]) == {"a.0.x": "x", "a.0.y": "y"}
 
 
