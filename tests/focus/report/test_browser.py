@@ -39,7 +39,9 @@ def page_file(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def comparison_file(folder, page_file) -> Path:
-    other = write_run(folder / "other", layers=6, heads=8, steps=60, phase=1.0, examples=False)
+    other = write_run(
+        folder / "other", layers=6, heads=8, steps=60, phase=1, examples=False, learning_rate=0.01
+    )
     return compare(page_file.parent, other)
 
 
