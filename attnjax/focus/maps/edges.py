@@ -25,7 +25,8 @@ class Edges(NamedTuple):
       weights: float32; 0 where the query may see fewer keys. NaN if the query sees anything that is
         not finite.
       keys: their positions, int32; -1 where the query may see fewer keys, or the weight is NaN.
-        Keys of equal weight come in no particular order.
+        Keys of equal weight come in no particular order. A key that a score_mod hides by minus
+        infinity, rather than the mask, counts as one of weight 0.
     """
 
     weights: Float[Array, "B N T k"]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from attnjax.focus.maps.tiles import Scene, Tile, make_scene
-from attnjax.focus.maps.weights import Weights
+from attnjax.focus.maps.weights import Weights, fixed
 from attnjax.ops.softmax.blockwise_call import place
 from attnjax.ops.softmax.tiling import make_tiling
 from attnjax.ops.tiles import Origin, Tiling
@@ -95,7 +95,7 @@ def look(found: Weights, *readings: Reading) -> tuple[Any, ...]:
     # Eager calls would compile their loops anew every time. Functions of the caller stay outside,
     # for their closures may change between calls.
     run = _look if found.problem.user_functions else _look_cached
-    return run(found, readings)
+    return run(found, fixed(readings))
 
 
 def _look(found: Weights, readings: tuple[Reading, ...]) -> tuple[Any, ...]:

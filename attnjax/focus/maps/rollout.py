@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Int
 
 from attnjax.focus.maps.lines import check_chosen
 from attnjax.focus.maps.readings import look
-from attnjax.focus.maps.sums import Gathered, Received
-from attnjax.focus.maps.weights import Weights
+from attnjax.focus.maps.sums import Gathered, Received, check_vectors
+from attnjax.focus.maps.weights import Weights, fixed
 from attnjax.numerics import MASKED
+from attnjax.typing import is_concrete
 
 Towards = Literal["inputs", "outputs"]
 
@@ -49,7 +50,7 @@ def rollout_step(
         is what Chefer et al. multiply gradient-weighted maps by.
 
     Returns:
-      The product, float32.
+      The product, float32. Gradients stop here.
 
     Raises:
       ValueError: if queries and keys differ in number, or an argument is wrong.
@@ -61,10 +62,11 @@ def rollout_step(
             "residual connection from keys to queries; multiply by it with maps.Gathered or "
             "maps.Received in maps.look."
         )
-    if towards not in ("inputs", "outputs"):
-        raise ValueError(f"towards: expected 'inputs' or 'outputs', got {towards!r}.")
-    if isinstance(share, int | float) and not 0 <= share <= 1:
+    _check_towards(towards)
+    if jnp.ndim(share) or (is_concrete(share) and not 0 <= share <= 1):
         raise ValueError(f"share: expected a number from 0 to 1, got {share!r}.")
+    check_vectors("vectors", vectors, found, "T")
+    found, vectors, share = fixed((found, vectors, share))
     vectors = jnp.asarray(vectors, found.problem.accumulation_dtype)
     rest = 1 - share
     if towards == "inputs":
@@ -120,7 +122,7 @@ def rollout_rows(
 
     Args:
       layers: the weights of each layer, the first layer first.
-      positions: of the outputs, integers `[R]`.
+      positions: of the outputs, integers `[R]`; traced ones out of range give NaN.
       share: as in `rollout_step`, and so is the next.
       renormalise: likewise.
 
@@ -134,6 +136,7 @@ def rollout_rows(
     B, T = last.sizes["B"], last.sizes["T"]
     chosen = check_chosen("positions", positions, "T", T)
     start = jax.nn.one_hot(chosen, T, axis=0)
+    start = jnp.where((chosen >= 0) & (chosen < T), start, jnp.nan)
     start = jnp.broadcast_to(start, (B, *start.shape))
     end = rollout(layers, start, share=share, renormalise=renormalise)
     return jnp.swapaxes(end, 1, 2)
@@ -171,12 +174,19 @@ def flow(
       ValueError: if an argument is wrong.
     """
     layers = _check_layers(layers)
+    _check_towards(towards)
+    check_vectors("start", start, layers[0], "T")
     passed = [jnp.asarray(start, layers[0].problem.accumulation_dtype)]
     for layer in reversed(layers) if towards == "inputs" else layers:
         passed.append(
             rollout_step(layer, passed[-1], towards=towards, share=share, renormalise=renormalise)
         )
     return jnp.stack(passed)
+
+
+def _check_towards(towards: Any) -> None:
+    if towards not in ("inputs", "outputs"):
+        raise ValueError(f"towards: expected 'inputs' or 'outputs', got {towards!r}.")
 
 
 def _check_layers(layers: Any) -> tuple[Weights, ...]:

@@ -130,7 +130,7 @@ class Received(Reading):
 
     def check(self, found: Weights) -> None:
         if self.start is not None:
-            _check_vectors("Received.start", self.start, found, "T")
+            check_vectors("Received.start", self.start, found, "T")
 
     def finite(self) -> Array | bool:
         return True if self.start is None else jnp.all(jnp.isfinite(self.start))
@@ -179,7 +179,7 @@ class Gathered(Reading):
     together: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def check(self, found: Weights) -> None:
-        _check_vectors("Gathered.vectors", self.vectors, found, "S")
+        check_vectors("Gathered.vectors", self.vectors, found, "S")
 
     def finite(self) -> Array:
         return jnp.all(jnp.isfinite(self.vectors))
@@ -258,7 +258,8 @@ def _heads_in_one(scene: Scene, total: Array, *, together: bool) -> Array:
     return total[:, 0, 0] / t.N if together else total.reshape(t.B, t.N, *total.shape[3:])
 
 
-def _check_vectors(name: str, x: Any, found: Weights, letter: str) -> None:
+def check_vectors(name: str, x: Any, found: Weights, letter: str) -> None:
+    """Raises ValueError if `x` is not `[B, T, d]`, or `[B, S, d]` for the letter S."""
     B, length = found.sizes["B"], found.sizes[letter]
     x = check_floats(name, x)
     if x.ndim != 3 or x.shape[:2] != (B, length) or not x.shape[2]:

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from attnjax.focus.maps.weights import Weights
+from attnjax.focus.maps.weights import Weights, fixed
 from attnjax.numerics import MASKED, matmul_dtype
 from attnjax.ops.schedule import Schedule
 from attnjax.ops.softmax.blockwise import prepare
 from attnjax.ops.softmax.blockwise_call import Kernel, take
 from attnjax.ops.tiles import Origin, Tiling
-from attnjax.typing import is_array
 
 
 class Rows(NamedTuple):
@@ -146,8 +145,7 @@ class Scene:
 
 def make_scene(found: Weights, tiling: Tiling) -> Scene:
     """Prepares weights to be cut into tiles."""
-    # The functions of the caller among its leaves have no gradient to be stopped.
-    found = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if is_array(x) else x, found)
+    found = fixed(found)
     kernel, arguments = prepare(found.problem, tiling)
     t, dtype = tiling, kernel.dtype
 

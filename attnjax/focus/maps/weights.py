@@ -17,6 +17,7 @@ from attnjax.ops.additive.blockwise import BLOCK, with_scores
 from attnjax.ops.softmax import dispatch
 from attnjax.ops.softmax.problem import Problem
 from attnjax.scores.base import check_floats
+from attnjax.typing import is_array
 from attnjax.validate import make_problem
 
 
@@ -242,6 +243,11 @@ def by_gradient(
             f"got {tuple(d_out.shape)}."
         )
     return dataclasses.replace(found, values=v, d_out=d_out, positive=positive)
+
+
+def fixed(x: Any) -> Any:
+    """Returns a pytree through whose arrays no gradient flows; other leaves may be functions."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if is_array(x) else x, x)
 
 
 def _times(left: Array | None, right: Array) -> Array:
