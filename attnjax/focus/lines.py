@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _INFINITE = 1e100
 
 
@@ -98,3 +100,15 @@ def step_of(row: dict[str, Any]) -> int | None:
     step = row.get("step")
     fits = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53
     return step if fits else None
+
+
+def floats(values: Any) -> np.ndarray | None:
+    """A list of numbers and nulls as float32; None for anything else, and for an empty list."""
+    if not isinstance(values, list) or not values:
+        return None
+    if not all(value is None or is_number(value) for value in values):
+        return None
+    # Python reads NaN and Infinity in JSON too; both are as little of a picture as null is.
+    found = [number(value) for value in values]
+    array = np.asarray([np.nan if x is None else x for x in found], np.float64)
+    return np.where(np.abs(array) <= np.finfo(np.float32).max, array, np.nan).astype(np.float32)

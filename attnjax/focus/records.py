@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from attnjax.focus.lines import Problems, is_number, number, objects, step_of
+from attnjax.focus.lines import Problems, floats, number, objects, step_of
 
 RECORDS = "focus.jsonl"
 VERSION = 1
@@ -213,7 +213,7 @@ class _Reader:
             for statistic, values in (
                 statistics.items() if isinstance(statistics, dict) else [("", None)]
             ):
-                array = _floats(values)
+                array = floats(values)
                 if array is None:
                     self._problems.add(f"{self.name}: a statistic that is no list of numbers")
                 else:
@@ -292,15 +292,3 @@ class _Reader:
 
 def _stands(warning: Warned, step: int) -> bool:
     return warning.over is None and warning.step <= step
-
-
-def _floats(values: Any) -> np.ndarray | None:
-    """A list of numbers and nulls as float32; None for anything else, and for an empty list."""
-    if not isinstance(values, list) or not values:
-        return None
-    if not all(value is None or is_number(value) for value in values):
-        return None
-    # Python reads NaN and Infinity in JSON too; both are as little of a picture as null is.
-    found = [number(value) for value in values]
-    array = np.asarray([np.nan if x is None else x for x in found], np.float64)
-    return np.where(np.abs(array) <= np.finfo(np.float32).max, array, np.nan).astype(np.float32)
