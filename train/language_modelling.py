@@ -79,7 +79,7 @@ class Config:
     """Several seeds: one run each, in RUN_DIR/seed-N, then a table of their results."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=6,
+            epochs=5,
             batch_size=4,
             eval_batch_size=32,
             select_metric="bits_per_byte",
