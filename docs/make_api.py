@@ -10,6 +10,8 @@ PAGE = ROOT / "docs" / "api.md"
 MODULES = (
     "attnjax",
     "attnjax.autotune",
+    "attnjax.focus",
+    "attnjax.focus.report",
     "attnjax.models",
     "attnjax.models.decode",
     "attnjax.models.pretrained",
