@@ -2,6 +2,7 @@
 
     python -m attnjax.bench cpu                       # also: gpu, tpu; on the device at hand
     python -m attnjax.bench tpu-static gpu-static     # what compilers say; no device needed
+    python -m attnjax.bench focus                     # what warns of runs that break
     python -m attnjax.bench gpu --case causal --direction fwd --rounds 20
     python -m attnjax.bench --compare before/gpu.json after/gpu.json
 
@@ -25,6 +26,7 @@ import jax
 from attnjax.bench import cases, compare, report
 from attnjax.bench.contestants import roster
 from attnjax.bench.fingerprint import fingerprint
+from attnjax.bench.focus import study, writing
 from attnjax.bench.static import suites as static_suites
 from attnjax.bench.static.tpu import TARGETS
 from attnjax.bench.suites import SUITES, Suite, measure
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [x for x in arguments.target or () if x not in TARGETS]:
         parser.error(f"expected targets of {', '.join(TARGETS)}; got {', '.join(unknown)}")
     for name in arguments.suites:
+        if name == "focus":
+            _focus(parser, arguments)
+            continue
         found = _measured(parser, name, arguments) if name in SUITES else _static(name, arguments)
         result = {"suite": name, "fingerprint": fingerprint(), **found}
         for said in report.write(result, pathlib.Path(arguments.out)):
@@ -59,7 +64,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _suites() -> list[str]:
-    return [*SUITES, *static_suites.SUITES]
+    return [*SUITES, *static_suites.SUITES, "focus"]
+
+
+def _focus(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    base = study.QUICK if arguments.quick else study.Study()
+    try:
+        chosen = dataclasses.replace(
+            base,
+            tasks=tuple(arguments.task or base.tasks),
+            treatments=tuple(arguments.treatment or base.treatments),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    about = {"suite": "focus", "fingerprint": fingerprint()}
+    said: list[str] = []
+    # Written after each treatment, so that what is done is kept when the rest is broken off.
+    for found in study.measure(chosen, log=lambda text: print(text, flush=True)):
+        said = writing.write({**about, **found}, pathlib.Path(arguments.out))
+    print("\n".join(said), flush=True)
 
 
 def _measured(
@@ -145,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, help="seconds that a measured suite may take")
     parser.add_argument("--rounds", type=_positive, help="samples of each contestant")
     parser.add_argument("--target", action="append", help="chips of tpu-static: v5e, v6e, ...")
+    parser.add_argument("--quick", action="store_true", help="focus: only see that it runs")
+    parser.add_argument("--task", action="append", metavar="NAME", help="of focus; may be repeated")
+    parser.add_argument("--treatment", action="append", metavar="NAME", help="likewise")
     return parser
 
 

@@ -30,7 +30,7 @@ def _stats(**changed):
     ("what", "changed"),
     [
         ("entropy_collapse", {"share": 0.01}),
-        ("logit_growth", {"max_logit": 60.0}),
+        ("logit_growth", {"max_logit": 80.0}),
         ("sink", {"sink_mass": 0.99}),
         ("uniform", {"share": 0.999}),
         ("duplicate", {"duplicate": 0.001}),

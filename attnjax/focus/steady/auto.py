@@ -33,7 +33,7 @@ class Auto:
     The limits are far from what attention needs: among n keys, a lead of `log(n) + 7` gives one key
     0.999 of the weight.
 
-    Sources: Kimi Team, "Kimi K2" (2025) for QK-clip and its threshold of 100; Wortsman et al.,
+    Sources: Kimi Team, "Kimi K2" (2025) for QK-clip, whose threshold there is 100; Wortsman et al.,
     "Small-scale proxies for large-scale Transformer training instabilities" (2023) for the growth
     of logits as what breaks at high learning rates. Levels and numbers are our own, from the study
     in docs/focus.md.
@@ -51,7 +51,7 @@ class Auto:
       ValueError: if a number is out of its range.
     """
 
-    growth: float = 100.0
+    growth: float = 50.0
     tighten: float = 0.7
     slow: float = 0.5
     levels: int = 5
