@@ -44,6 +44,7 @@ PUBLIC = {
         "attnjax",
         "attnjax.autotune",
         "attnjax.focus",
+        "attnjax.focus.maps",
         "attnjax.focus.report",
         "attnjax.models",
         "attnjax.models.decode",
