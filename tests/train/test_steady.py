@@ -167,6 +167,14 @@ def test_what_cannot_be_clipped_is_said() -> None:
         plan_step(biased, language_train(steady="qk_clip=50"))
 
 
+def test_auto_takes_relative_biases(tmp_path: Path) -> None:
+    task = language_task(attention=AttentionOptions(position=RelativeBias()))
+    config = language_train(steps=12, checkpoint_every=12, optim=HOT, steady="auto")
+    run(task, config, tmp_path, describe={})
+    remedies = read_records(tmp_path / "focus.jsonl").remedies
+    assert {x.what for x in remedies} >= {"qk_clip"}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -86,7 +86,7 @@ class SteadyConfig:
         if not self.acts:
             return {}
         try:
-            return clippable(model)
+            return clippable(model, biased=self.auto)
         except NotImplementedError as error:
             raise ValueError(f"steady: {error}") from error
 

@@ -31,6 +31,7 @@ class Heads:
         have a first axis L, and layer 3 of the module `<stack>.attention` is also known as
         `<stack>.3.attention`.
       num_layers: L, or None.
+      biased: whether relative biases are added to the logits, which the projections do not move.
     """
 
     num_heads: int
@@ -38,6 +39,7 @@ class Heads:
     soft_cap: float | None = None
     stack: str | None = None
     num_layers: int | None = None
+    biased: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,11 +81,15 @@ def all_heads(model: nnx.Module) -> dict[str, Heads]:
     return found
 
 
-def clippable(model: nnx.Module) -> dict[str, Heads]:
+def clippable(model: nnx.Module, *, biased: bool = False) -> dict[str, Heads]:
     """Returns the heads whose logits follow the scale of their projections, by dotted path.
 
     Args:
       model: any module.
+      biased: take heads with relative biases, too. What is added is not scaled, so their logits
+        come down towards a limit over several steps, by at most half in each, instead of to it in
+        one. Biases that are themselves above the limit are not held: there the projections shrink
+        until the biases are all that is left; a soft cap bounds both.
 
     Returns:
       What `qk_clip` takes, for every `MultiHeadAttention` of the model. Take some of its items to
@@ -94,6 +100,7 @@ def clippable(model: nnx.Module) -> dict[str, Heads]:
       NotImplementedError: if there is one whose logits do not follow the scale; names it, and says
         why and what to do.
     """
+    found = all_heads(model)
     shared = [
         dotted(path[:-1])
         for path, module in nnx.iter_modules(model)
@@ -102,10 +109,12 @@ def clippable(model: nnx.Module) -> dict[str, Heads]:
     for at, module in nnx.iter_modules(model):
         if isinstance(module, MultiHeadAttention):
             path = dotted(at)
-            biased = any(not x or path.startswith(x + ".") for x in shared)
-            if (why := _unclippable(module, biased)) is not None:
+            added = any(not x or path.startswith(x + ".") for x in shared)
+            added |= isinstance(module.options.position, RelativeBias)
+            if (why := _unclippable(module, added and not biased)) is not None:
                 raise NotImplementedError(f"{path}: QK-clip can't hold its logits, for {why}.")
-    if not (found := all_heads(model)):
+            found[path] = dataclasses.replace(found[path], biased=added)
+    if not found:
         raise ValueError(
             "clippable: expected a model with at least one MultiHeadAttention, got "
             f"{type(model).__name__} without any."
@@ -121,10 +130,11 @@ def _unclippable(module: MultiHeadAttention, biased: bool) -> str | None:
             f"qk_norm={options.qk_norm!r} takes the scale of queries and keys out again, and "
             "already bounds them. Leave this module out, or build it without qk_norm"
         )
-    if biased or isinstance(options.position, RelativeBias):
+    if biased:
         return (
-            "relative biases are added to its logits and are not scaled with them. Leave this "
-            "module out, or bound it with AttentionOptions.soft_cap"
+            "relative biases are added to its logits and are not scaled with them. Take "
+            "clippable(model, biased=True), which says what that is worth, leave this module out, "
+            "or bound it with AttentionOptions.soft_cap"
         )
     return None
 

@@ -16,6 +16,7 @@ from attnjax.focus.steady.projections import Heads, owner, per_head
 # The largest tanh(logit / cap) that is taken at its word: nearer to 1, float32 no longer tells by
 # how much the cap holds a logit down.
 _SATURATED = 1 - 1e-6
+_LEAST_BIASED = 0.5
 
 
 class QKClipState(NamedTuple):
@@ -49,7 +50,8 @@ def qk_clip(threshold: float, heads: Mapping[str, Heads]) -> optax.GradientTrans
 
     Logits that a soft cap bounds come near the threshold in several steps where they were at the
     cap. Position biases are not scaled: with those of ALiBi, none of which is above 0, the
-    threshold holds as a bound; `clippable` refuses relative biases.
+    threshold holds as a bound; heads with relative biases come near it in several steps, and
+    `clippable` refuses them unless asked.
 
     Source: Kimi Team, "Kimi K2: Open Agentic Intelligence" (2025), section 2.1, which uses a
     threshold of 100.
@@ -114,7 +116,8 @@ def clip_factors(
 
     Returns:
       By dotted path, factors of the product of query and key, float32 `[N]` or `[L, N]`: in (0, 1)
-      where the largest logit is finite and above the threshold, else 1.
+      where the largest logit is finite and above the threshold, else 1. At least 0.5 for heads with
+      relative biases.
 
     Raises:
       ValueError: if something is missing or of the wrong shape.
@@ -129,7 +132,10 @@ def clip_factors(
             wanted, found = (
                 jnp.arctanh(jnp.minimum(x / one.soft_cap, _SATURATED)) for x in (wanted, found)
             )
-        factors[path] = jnp.where(over, jnp.minimum(wanted / found, 1.0), 1.0)
+        factor = jnp.minimum(wanted / found, 1.0)
+        if one.biased:  # large may be the biases alone: do not take all from the rest at once
+            factor = jnp.maximum(factor, _LEAST_BIASED)
+        factors[path] = jnp.where(over, factor, 1.0)
     return factors
 
 

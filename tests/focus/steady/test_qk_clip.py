@@ -233,8 +233,35 @@ def test_models_whose_logits_do_not_follow_are_refused():
     )
     with pytest.raises(NotImplementedError, match="relative biases"):
         clippable(LanguageModelConfig(5, shared).build(rngs=nnx.Rngs(0)))
+    (one,) = clippable(LanguageModelConfig(5, shared).build(rngs=nnx.Rngs(0)), biased=True).values()
+    assert one.biased
     with pytest.raises(ValueError, match="got Linear without any"):
         clippable(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+
+
+def test_relative_biases_come_down_in_several_steps():
+    model, x = Attention(4, position=RelativeBias(reach=4)), inputs()
+    table = model.inner.position_table
+    table[...] = 5 * jax.random.normal(jax.random.key(1), table[...].shape)
+    heads = clippable(model, biased=True)
+    assert heads["inner"].biased and not clippable(Attention(4), biased=True)["inner"].biased
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    threshold, largest, factors = 20.0, [], []
+    clip = qk_clip(threshold, heads)
+    for _ in range(6):
+        _, logits = measure(nnx.merge(graph, params, rest), x)
+        largest.append(np.asarray(logits["inner"]))
+        updates, state = clip.update(
+            jax.tree.map(jnp.zeros_like, params), clip.init(params), params, max_logit=logits
+        )
+        factors.append(np.asarray(state.factors["inner"]))
+        params = optax.apply_updates(params, updates)
+    over = largest[0] > threshold
+    assert over.any() and not over.all() and largest[0].max() > 3 * threshold
+    np.testing.assert_allclose(np.min(factors), 0.5)
+    np.testing.assert_array_equal(largest[-1][~over], largest[0][~over])
+    assert (np.diff(np.stack(largest)[:, over], axis=0) <= 0).all()
+    assert (largest[-1] <= 1.1 * threshold).all()
 
 
 def test_errors_say_what_is_missing():
