@@ -41,7 +41,7 @@ class Spans:
     """Several seeds: one run each, in RUN_DIR/seed-N, then a table of their test results."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            epochs=8,
+            epochs=3,
             batch_size=32,
             eval_batch_size=64,
             select_metric="f1",
