@@ -151,6 +151,7 @@ def maximum_flow(matrices: list[np.ndarray], source: int, sink: int) -> float:
     return -solved.fun
 
 
+@pytest.mark.slow
 def test_gradients_stop_and_traced_positions_out_of_range_give_nan() -> None:
     q, k = (x[:, :, :7] for x in drawn(1, 67))
     start = np.ones((2, 7, 1), np.float32)
