@@ -17,7 +17,7 @@ from tests.focus.maps.checking import BLOCK, KEYS, QUERIES, TOLERANCE, arrays, c
 CAUSAL = attnjax.Causal()
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(name: str) -> None:
     case, a = MASKS[name], arrays(K=2)
@@ -121,6 +121,7 @@ def test_nan_reaches_only_what_sees_it() -> None:
     dense.check_edges(good, np.nan_to_num(x), seen & ~bad[..., None], TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_key_whose_value_is_nan_weighs_nan_where_it_is_seen() -> None:
     a, mask = arrays(K=2), attnjax.Causal()
     x, logsumexp, seen = dense_call(a, lambda b, h, i, j: i >= j)
