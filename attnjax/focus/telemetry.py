@@ -84,7 +84,8 @@ def watch(model: nnx.Module, how: Watch | None = None) -> int:
 def unwatch(model: nnx.Module) -> None:
     """Takes back what `watch` did, in place."""
     for _, module, _ in attention_modules(model):
-        module.observer = module.looked = None
+        if module.looked is not None:
+            module.observer = module.looked = None
 
 
 def clear(model: nnx.Module) -> None:

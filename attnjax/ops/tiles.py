@@ -7,6 +7,7 @@ Query heads are split into K groups of `G = N // K` that share a key head. The s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,21 @@ class Origin(NamedTuple):
     n: Array | int
     q: Array
     k: Array
+
+
+def take(x: Array, starts: Sequence[Array | int], lengths: Sequence[int]) -> Array:
+    """Cuts a box out of an array."""
+    return jax.lax.dynamic_slice(x, _places(starts), lengths)
+
+
+def put(x: Array, part: Array, starts: Sequence[Array | int]) -> Array:
+    """Writes a box into an array."""
+    return jax.lax.dynamic_update_slice(x, part, _places(starts))
+
+
+def _places(starts: Sequence[Array | int]) -> list[Array]:
+    """Returns places of one dtype: under `jax_enable_x64`, Python's and a loop's have 64 bits."""
+    return [jnp.asarray(start, jnp.int32) for start in starts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +158,14 @@ class Tiling:
         starts, lengths = self._window(operand, at)
         if tuple(lengths) == tuple(operand.array.shape):
             return jnp.asarray(operand.array)
-        return jax.lax.dynamic_slice(operand.array, starts, lengths)
+        return take(operand.array, starts, lengths)
 
     def add(self, total: Array, part: Array, operand: Operand, at: Origin) -> Array:
         """Adds a tile's part back into an array of the operand's shape: the transpose of `cut`."""
         starts, lengths = self._window(operand, at)
         if tuple(lengths) == tuple(operand.array.shape):
             return total + part
-        old = jax.lax.dynamic_slice(total, starts, lengths)
-        return jax.lax.dynamic_update_slice(total, old + part, starts)
+        return put(total, take(total, starts, lengths) + part, starts)
 
     def spread(self, operand: Operand, part: Array) -> Array:
         """Reshapes a part so that it broadcasts against the tile's scores; features come last."""

@@ -313,6 +313,15 @@ def test_cross_attention_and_gradients_of_what_is_recorded():
     np.testing.assert_array_equal(steepness[[0, 1, 3]], 0)
 
 
+def test_watching_again_and_what_was_never_watched():
+    model = _encoder()
+    focus.unwatch(model)
+    for _ in range(2):
+        assert focus.watch(model) == 3
+        focus.unwatch(model)
+    assert focus.recorded(model) == {}
+
+
 def test_a_model_without_attention():
     with pytest.raises(ValueError, match="Linear"):
         focus.watch(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))

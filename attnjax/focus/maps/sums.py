@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 from attnjax.focus.maps.readings import Reading, look
 from attnjax.focus.maps.tiles import Scene, Tile
 from attnjax.focus.maps.weights import Weights
-from attnjax.ops.softmax.blockwise_call import take
-from attnjax.ops.tiles import Origin
+from attnjax.ops.tiles import Origin, put, take
 from attnjax.scores.base import check_floats
 
 
@@ -44,7 +43,7 @@ def _cells(length: int, count: int, block: int) -> _Cells:
 
 def _members(cells: _Cells, start: Array, block: int, number: Array, dtype: Any) -> Array:
     """Returns `[span, block]`: 1 where a position of a block lies in a cell of it."""
-    of = jax.lax.dynamic_slice(jnp.asarray(cells.of), (start,), (block,))
+    of = take(jnp.asarray(cells.of), (start,), (block,))
     own = jnp.arange(cells.span)[:, None] == of - jnp.asarray(cells.first)[number]
     return own.astype(dtype)
 
@@ -101,7 +100,7 @@ class Pooled(Reading):
         first = (jnp.asarray(rows.first)[tile.i], jnp.asarray(columns.first)[tile.j])
         starts = (at.b, *t.head(at), *first)
         old = take(total, starts, part.shape)
-        return jax.lax.dynamic_update_slice(total, old + part, starts), own
+        return put(total, old + part, starts), own
 
     def result(self, scene: Scene, total: Array) -> Float[Array, "B N p q"]:
         t, (rows, columns) = scene.tiling, self._axes(scene)
@@ -250,7 +249,7 @@ def _add(
     if together:
         part, heads = jnp.sum(part, axis=(1, 2), keepdims=True), (0, 0)
     starts = (at.b, *heads, 0, start)
-    return jax.lax.dynamic_update_slice(total, take(total, starts, part.shape) + part, starts)
+    return put(total, take(total, starts, part.shape) + part, starts)
 
 
 def _heads_in_one(scene: Scene, total: Array, *, together: bool) -> Array:

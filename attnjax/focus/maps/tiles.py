@@ -13,8 +13,8 @@ from attnjax.focus.maps.weights import Weights, fixed
 from attnjax.numerics import MASKED, matmul_dtype
 from attnjax.ops.schedule import Schedule
 from attnjax.ops.softmax.blockwise import prepare
-from attnjax.ops.softmax.blockwise_call import Kernel, take
-from attnjax.ops.tiles import Origin, Tiling
+from attnjax.ops.softmax.blockwise_call import Kernel
+from attnjax.ops.tiles import Origin, Tiling, take
 
 
 class Rows(NamedTuple):

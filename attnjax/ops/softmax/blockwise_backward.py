@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from attnjax.numerics import LOWEST_EXPONENT, MASKED
 from attnjax.ops.softmax.blockwise_call import Arguments, Inputs, Kernel, place, row_dot
-from attnjax.ops.tiles import Origin
+from attnjax.ops.tiles import Origin, put
 
 
 def backward(
@@ -214,7 +214,7 @@ def _pull_back(
         *t.row_shape, k.shape[-1]
     )
     starts = (at.b, *t.head(at), at.q, 0)
-    dq = jax.lax.dynamic_update_slice(dq, kernel.rows(dq, at) + step, starts)
+    dq = put(dq, kernel.rows(dq, at) + step, starts)
     return dq, dk, dv, dscores
 
 

@@ -14,7 +14,7 @@ from attnjax.numerics import matmul_dtype, poison, split_nonfinite
 from attnjax.ops.lowering import Program
 from attnjax.ops.schedule import Schedule
 from attnjax.ops.softmax.problem import Known
-from attnjax.ops.tiles import Origin, Tiling
+from attnjax.ops.tiles import Origin, Tiling, put, take
 from attnjax.typing import Index
 
 
@@ -32,11 +32,6 @@ class Arguments(NamedTuple):
     by_key: Schedule
     origin: Array | None
     known: Known | None
-
-
-def take(x: Array, starts: tuple[Array | int, ...], lengths: tuple[int, ...]) -> Array:
-    """Cuts a box out of an array."""
-    return jax.lax.dynamic_slice(x, starts, lengths)
 
 
 class Inputs(NamedTuple):
@@ -109,7 +104,7 @@ class Kernel:
             own = (index.q >= i * self.tiling.block_q).reshape(1, 1, 1, -1, *(1,) * (x.ndim - 4))
             new = jnp.where(own, new, self.rows(x, at))
         starts = (at.b, *self.tiling.head(at), at.q, *(0,) * (x.ndim - 4))
-        return jax.lax.dynamic_update_slice(x, new, starts)
+        return put(x, new, starts)
 
     def over_rows(self, columns: Array, tile: Array, at: Origin) -> Array:
         """Multiplies `[B, K, G, width, T]`, cut to a tile's rows, by the tile, over all its rows.
@@ -146,8 +141,7 @@ class Kernel:
     def add_keys(self, total: Array, part: Array, at: Origin) -> Array:
         """Adds a tile's keys to `[B, K, width, S]`; tiles overlap in masked keys, which add 0."""
         starts = (at.b, self.tiling.head(at)[0], 0, at.k)
-        old = take(total, starts, part.shape)
-        return jax.lax.dynamic_update_slice(total, old + part, starts)
+        return put(total, take(total, starts, part.shape) + part, starts)
 
     def sinks(self, sinks: Array | None, at: Origin) -> Array | None:
         """Cuts `[K, G]` to the heads of a tile: `[K', G', 1]`."""

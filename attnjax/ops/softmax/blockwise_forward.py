@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from attnjax.numerics import LOWEST_EXPONENT, MASKED, finite_max
-from attnjax.ops.softmax.blockwise_call import Arguments, Inputs, Kernel, place, row_dot, take
+from attnjax.ops.softmax.blockwise_call import Arguments, Inputs, Kernel, place, row_dot
 from attnjax.ops.softmax.problem import Known
-from attnjax.ops.tiles import Origin
+from attnjax.ops.tiles import Origin, take
 from attnjax.typing import Index
 
 # The difference of two sums of float32 scores up to this size is exact to about 1e-5.
