@@ -61,6 +61,7 @@ from train.common.text.faithful import (
     as_json,
     explain_texts,
     faithful_table,
+    missing_share,
     summarise,
 )
 from train.common.text.labelled_text import LabelledText
@@ -143,11 +144,10 @@ class Explain:
 
     def __post_init__(self) -> None:
         """Rejects counts that mean nothing."""
-        if not 0 <= self.examples <= self.measured or self.measured < 1:
-            raise ValueError(
-                "expected measured of at least 1 and examples from 0 to measured, got "
-                f"{self.measured} and {self.examples}"
-            )
+        if self.measured < 1:
+            raise ValueError(f"measured must be at least 1, got {self.measured}")
+        if not 0 <= self.examples <= self.measured:
+            raise ValueError(f"examples must lie in [0, {self.measured}], got {self.examples}")
 
 
 def make_task(config: Config, data: LabelledText, encoder: TextEncoder) -> Task:
@@ -273,7 +273,11 @@ def explain(config: Explain) -> None:
     summary = summarise(found, seed=config.seed)
     shown = as_json(found[: config.examples], summary, data.labels, config.split)
     write_json(config.run_dir / EXAMPLES, shown)
-    print(f"{faithful_table(summary)}\nwritten: {config.run_dir / EXAMPLES}")
+    print(
+        f"{faithful_table(summary)}\n"
+        f"integrated gradients add up but for {missing_share(found):.2%} of what they explain\n"
+        f"written: {config.run_dir / EXAMPLES}"
+    )
 
 
 COMMANDS: dict[str, tuple[Any, Any]] = {

@@ -104,6 +104,41 @@ def test_evaluate_measures_what_training_reported(finished: Path, capsys) -> Non
     assert "300 texts" in capsys.readouterr().out
 
 
+@pytest.mark.first(1)
+def test_explain_writes_which_words_decide_and_how_true_that_is(finished: Path, capsys) -> None:
+    kind = json.loads((finished / "config.json").read_text())["task"]["model"]["name"]
+    assert main(["explain", str(finished), "--examples", "5", "--measured", "60"]) == 0
+    printed = capsys.readouterr().out
+    written = json.loads((finished / "focus_examples.json").read_text(encoding="utf-8"))
+    assert written["version"] == 1 and len(written["examples"]) == 5
+    faithful = written["faithful"]
+    methods = {"attention pooling", "gradient x attention pooling", "leave one out"}
+    methods |= {"integrated gradients", "random"}
+    if kind == "transformer":
+        methods |= {"self-attention received", "gradient x self-attention"}
+    assert faithful.keys() == methods and all(name in printed for name in methods)
+    assert float(printed.partition("but for ")[2].partition("%")[0]) < 10
+    for name in ("leave one out", "integrated gradients"):  # one word decides, and they find it
+        low, high = faithful[name]["interval"]
+        assert 0.05 < low < faithful[name]["margin"] < high
+        assert faithful[name]["margin"] > faithful["random"]["margin"] + 0.05
+        assert faithful[name]["insertion"] > faithful[name]["insertion_random"] + 0.05
+    assert all(numbers["examples"] == 60 for numbers in faithful.values())
+    for example in written["examples"]:
+        assert example["prediction"] == example["label"] and example["kind"] == "tokens"
+        (word,) = set(example["tokens"]) & {*COLOURS, *ANIMALS}
+        maps = {found["name"]: found["weights"] for found in example["maps"]}
+        assert maps.keys() == methods - {"random"}
+        assert all(len(weights) == len(example["tokens"]) for weights in maps.values())
+        assert example["tokens"][np.argmax(maps["leave one out"])] == word
+        assert example["faithful"].keys() == methods
+        for curves in example["faithful"].values():
+            full, nothing = curves["deletion"][0][1], curves["deletion"][-1][1]
+            ends = [curves["insertion"][-1][1], curves["insertion"][0][1]]
+            np.testing.assert_allclose(ends, [full, nothing], rtol=1e-5)
+            assert full > 0.5
+
+
 def test_a_finished_run_is_not_trained_again(finished: Path, files, capsys) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     name = json.loads((finished / "config.json").read_text())["task"]["model"]["name"]
@@ -140,10 +175,12 @@ def test_a_dry_run_leaves_nothing_behind(files, tmp_path: Path, capsys) -> None:
         (["--data", "tfds:no_such_data"], "no data set 'no_such_data'"),
         (["predict", "nowhere", "a text"], "nowhere is no run directory"),
         (["evaluate", "nowhere"], "nowhere is no run directory"),
+        (["explain", "nowhere"], "nowhere is no run directory"),
     ],
 )
 def test_wrong_use_is_one_message_and_status_2(options, message, capsys, tmp_path) -> None:
-    where = [] if options[0] in ("predict", "evaluate") else ["--run-dir", str(tmp_path / "run")]
+    command = options[0] in ("predict", "evaluate", "explain")
+    where = [] if command else ["--run-dir", str(tmp_path / "run")]
     assert main([*options, *where]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -156,6 +193,7 @@ def test_wrong_use_is_one_message_and_status_2(options, message, capsys, tmp_pat
         (["--no-such-option"], "no-such-option"),
         (["--data.test", "t.csv"], "go with a file"),
         (["--model", "transformer", "--model.heads", "5"], "multiple of heads 5"),
+        (["explain", "run", "--measured", "4"], "in [0, 4], got 8"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(option, message, capsys) -> None:

@@ -30,7 +30,6 @@ SELF = "self-attention received"
 SELF_WEIGHTED = "gradient x self-attention"
 GRADIENTS = "integrated gradients"
 LEFT_OUT = "leave one out"
-_STEPS = 16
 
 MODULES = {RAW: "pooling", WEIGHTED: "pooling", SELF: "reader", SELF_WEIGHTED: "reader"}
 """The part of the model that a method looks at; the others look at the whole."""
@@ -81,20 +80,27 @@ class TextExplainer:
         logits, _ = self._merge(inputs["params"]).from_embedded(x, inputs["batch"]["length"])
         return log_odds(logits, inputs["label"])
 
-    def attributions(self, inputs: dict[str, Any]) -> dict[str, Float[np.ndarray, "B T"]]:
+    def attributions(
+        self, inputs: dict[str, Any]
+    ) -> tuple[dict[str, Float[np.ndarray, "B T"]], IntegratedGradients]:
         """What each token adds to the log odds of the label, by method; larger is more.
 
         Raw attention has no sign: it can say how much, not for what.
+
+        Returns:
+            The attributions, and the integrated gradients again, which say how far they are from
+            adding up.
         """
         length, shape = inputs["batch"]["length"], inputs["batch"]["ids"].shape
+        path = self.integrated(inputs)
         found = {
             **self._attention(inputs),
-            GRADIENTS: self.integrated(inputs).attributions,
+            GRADIENTS: path.attributions,
             LEFT_OUT: leave_one_out(self.log_odds, inputs, shape, lengths=length),
         }
-        return {name: np.asarray(values) for name, values in found.items()}
+        return {name: np.asarray(values) for name, values in found.items()}, path
 
-    def integrated(self, inputs: dict[str, Any]) -> IntegratedGradients:
+    def integrated(self, inputs: dict[str, Any], *, steps: int = 16) -> IntegratedGradients:
         """Integrated gradients of the log odds, on the way from a text of unknown words."""
         shape = inputs["batch"]["ids"].shape
         whole, nothing = (self._embedded(inputs, some(shape, bool)) for some in (np.ones, np.zeros))
@@ -104,7 +110,7 @@ class TextExplainer:
             whole,
             nothing,
             lengths=inputs["batch"]["length"],
-            steps=_STEPS,
+            steps=steps,
         )
 
     def _attend(self, inputs: Any) -> dict[str, Array]:

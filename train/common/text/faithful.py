@@ -46,6 +46,10 @@ class Explained:
     several orders."""
     measured: Mapping[str, Mapping[str, float]]
     """By method, what `Faithfulness.of` takes, of this text; NaN where it is not defined."""
+    gap: float
+    """The sum of the integrated gradients less `change`; exact integrals would leave none."""
+    change: float
+    """The log odds of this text less those of a text of unknown words."""
 
 
 def explain_texts(
@@ -96,9 +100,9 @@ def _explain_batch(
     inputs, lengths = explainer.inputs(batch), batch["length"]
     # Another random model for each batch, so that none is special.
     fresh = nnx.split(side.build(nnx.Rngs(seed)), nnx.Param, ...)[1]
-    attributions = explainer.attributions(inputs)
+    attributions, path = explainer.attributions(inputs)
     at_random = np.random.default_rng(seed).random(batch["ids"].shape)
-    changed = explainer.attributions(explainer.inputs(batch, params=fresh, like=inputs))
+    changed, _ = explainer.attributions(explainer.inputs(batch, params=fresh, like=inputs))
     baseline = random_curves(
         explainer.probability, inputs, batch["ids"].shape, lengths=lengths, seed=seed
     )
@@ -137,6 +141,8 @@ def _explain_batch(
                 method: {name: float(values[b]) for name, values in found.items()}
                 for method, found in measured.items()
             },
+            float(path.gap[b]),
+            float(path.change[b]),
         )
 
 
@@ -158,6 +164,13 @@ def summarise(explained: Sequence[Explained], *, seed: int) -> dict[str, Faithfu
         }
         summary[method] = Faithfulness.of(**columns, seed=seed)
     return summary
+
+
+def missing_share(explained: Sequence[Explained]) -> float:
+    """How much of the change of the log odds the integrated gradients miss or add, as a share."""
+    gaps = sum(abs(one.gap) for one in explained)
+    changes = sum(abs(one.change) for one in explained)
+    return gaps / changes if changes else float("nan")
 
 
 def as_json(
