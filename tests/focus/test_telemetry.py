@@ -86,6 +86,7 @@ def _check(stats, expected, **tolerance):
         )
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 def test_multi_head_attention(mask, sinks):

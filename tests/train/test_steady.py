@@ -108,6 +108,7 @@ def _untimed(folder: Path) -> list[dict[str, Any]]:
     return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_auto_leaves_a_healthy_run_as_it_is() -> None:
     task = language_task()
     plain, auto = (losses(language_train(steady=x), task, steps=4) for x in (None, "auto"))
@@ -143,6 +144,7 @@ def test_auto_leaves_out_steps_that_are_not_finite(tmp_path: Path) -> None:
     assert "loss" not in train[4]
 
 
+@pytest.mark.slow
 def test_auto_gives_up_when_nothing_is_finite(tmp_path: Path) -> None:
     config = language_train(steps=SKIPS + 5, steady="auto", eval_every=100)
     with pytest.raises(NonFiniteError, match=f"step {SKIPS + 1}:"):

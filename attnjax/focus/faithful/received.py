@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from attnjax.focus.modules import attention_modules, layer_names
 from attnjax.nn import AdditiveAttention, MultiHeadAttention
-from attnjax.nn.stack import LayerStack
 from attnjax.nn.watching import Looked, Seen
 
 
@@ -94,8 +94,8 @@ def received_attention(
         if layers is None:
             found[path] = both
             continue
-        for layer in range(layers):
-            found[path.replace(_SCANNED, f".{layer}", 1)] = Received(*(x[layer] for x in both))
+        for layer, name in enumerate(layer_names(path, layers)):
+            found[name] = Received(*(x[layer] for x in both))
     return found
 
 
@@ -151,30 +151,14 @@ class _Raw:
         return kept + weights[..., 0].astype(jnp.float32)
 
 
-_SCANNED = ".*"
-
-
 def _gate(
     model: nnx.Module, shapes: _Shapes
 ) -> dict[str, tuple[MultiHeadAttention | AdditiveAttention, int | None]]:
-    """Wraps every value projection; returns the modules by path, and how many layers are scanned.
-
-    The place of a scanned layer's number is `*`.
-    """
-    modules = list(nnx.iter_modules(model))
-    scanned = {
-        (*path, "layers"): module.num_layers
-        for path, module in modules
-        if isinstance(module, LayerStack) and module.scanned
-    }
+    """Wraps every value projection; returns modules by path, and how many layers are scanned."""
     found: dict[str, tuple[MultiHeadAttention | AdditiveAttention, int | None]] = {}
-    for path, module in modules:
-        if not isinstance(module, MultiHeadAttention | AdditiveAttention):
-            continue
-        stack = next((s for s in scanned if path[: len(s)] == s), None)
-        parts = path if stack is None else (*stack, "*", *path[len(stack) :])
-        name = ".".join(map(str, parts))
-        module.value = cast(nnx.LinearGeneral, _Gated(module.value, name, shapes))
-        module.observer, module.looked = None, nnx.data(None)
-        found[name] = module, None if stack is None else scanned[stack]
+    for name, module, layers in attention_modules(model):
+        if isinstance(module, MultiHeadAttention | AdditiveAttention):
+            module.value = cast(nnx.LinearGeneral, _Gated(module.value, name, shapes))
+            module.observer, module.looked = None, nnx.data(None)
+            found[name] = module, layers or None
     return found

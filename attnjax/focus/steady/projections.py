@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from attnjax.focus.modules import attention_modules
 from attnjax.nn import AttentionOptions, MultiHeadAttention, RelativeBias
 from attnjax.nn.inputs import InputPositions
-from attnjax.nn.stack import LayerStack
 
 PARTS = ("query.kernel", "query.bias", "key.kernel", "key.bias")
 """What of an attention module its logits are linear in."""
@@ -61,22 +61,16 @@ def all_heads(model: nnx.Module) -> dict[str, Heads]:
     Args:
       model: any module.
     """
-    modules = [(dotted(path), module) for path, module in nnx.iter_modules(model)]
-    stacks = {
-        f"{path}.layers".removeprefix("."): module.num_layers
-        for path, module in modules
-        if isinstance(module, LayerStack) and module.scanned
-    }
     found = {}
-    for path, module in modules:
+    for name, module, layers in attention_modules(model):
         if isinstance(module, MultiHeadAttention):
-            stack = next((x for x in stacks if path.startswith(x + ".")), None)
-            found[path] = Heads(
+            stack, scanned, rest = name.partition(".*")
+            found[stack + rest] = Heads(
                 num_heads=module.num_heads,
                 num_kv_heads=module.num_kv_heads,
                 soft_cap=module.options.soft_cap,
-                stack=stack,
-                num_layers=None if stack is None else stacks[stack],
+                stack=stack if scanned else None,
+                num_layers=layers or None,
             )
     return found
 
