@@ -11,6 +11,7 @@ MODULES = (
     "attnjax",
     "attnjax.autotune",
     "attnjax.focus",
+    "attnjax.focus.faithful",
     "attnjax.focus.maps",
     "attnjax.focus.report",
     "attnjax.models",

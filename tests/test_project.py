@@ -44,6 +44,7 @@ PUBLIC = {
         "attnjax",
         "attnjax.autotune",
         "attnjax.focus",
+        "attnjax.focus.faithful",
         "attnjax.focus.maps",
         "attnjax.focus.report",
         "attnjax.models",

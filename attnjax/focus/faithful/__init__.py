@@ -8,7 +8,6 @@ from attnjax.focus.faithful.attributions import (
     leave_one_out,
 )
 from attnjax.focus.faithful.curves import (
-    SHARES,
     Curve,
     RandomCurves,
     Score,
@@ -23,7 +22,6 @@ from attnjax.focus.faithful.sanity import random_weights, reinitialised
 from attnjax.focus.faithful.summary import Faithfulness
 
 __all__ = [
-    "SHARES",
     "Curve",
     "EmbeddedScore",
     "Faithfulness",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,16 @@ from jaxtyping import Array, Bool, Float
 from attnjax.focus.faithful.curves import Score
 from attnjax.focus.faithful.rows import check_lengths, checked_scores, inside_of
 
-EmbeddedScore = Callable[[Any, Array], Array]
-"""`score(inputs, embedded)`: inputs are any pytree, embedded is `[B, T, ...]`; returns `[B]`, each
-number from its own example alone. Compiled once per function object and shape, as `Score` is."""
+
+class EmbeddedScore(Protocol):
+    """A score of embedded inputs, each number from its own example alone.
+
+    Compiled once per function object and shape, as `Score` is.
+    """
+
+    def __call__(self, inputs: Any, embedded: Array, /) -> Array:
+        """Returns scores `[B]`, given any pytree, and an array `[B, T, ...]`."""
+        ...
 
 
 class IntegratedGradients(NamedTuple):

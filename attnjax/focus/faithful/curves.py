@@ -10,9 +10,9 @@ Sources: Samek et al., "Evaluating the Visualization of What a Deep Neural Netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,19 @@ from jaxtyping import Array, Bool, Float
 
 from attnjax.focus.faithful.rows import check_rows, checked_scores, inside_of
 
-Score = Callable[[Any, Array], Array]
-"""`score(inputs, keep)`: inputs are any pytree, keep is bool `[B, T]`, True where a position
-remains; returns `[B]`. What removing means is the score's own affair: masking out, another token,
-a mean embedding. It is compiled once per function object and shape, so define it once, and pass
-parameters in the inputs, or they become constants of the program."""
+
+class Score(Protocol):
+    """What an explanation explains: one number per example, given which positions remain.
+
+    What removing means is the score's own affair: masking out, another token, a mean embedding. It
+    is compiled once per function object and shape, so define it once, and pass parameters in the
+    inputs, or they become constants of the program.
+    """
+
+    def __call__(self, inputs: Any, keep: Array, /) -> Array:
+        """Returns scores `[B]`, given any pytree, and bool `[B, T]`, True = remains."""
+        ...
+
 
 SHARES = tuple(n / 10 for n in range(11))
 """The shares of the positions after which a curve has a point, if nothing else is said."""
