@@ -126,9 +126,11 @@ def test_look(bench):
     assert status(bench, "bad") == 3
     assert host(bench, "look.sh", "bad", "1").returncode == 3
 
-    start(bench, "sleep", "60", job="killed")
+    start(bench, "sleep", "600", job="killed")
+    assert "running" in host(bench, "look.sh", "killed", "1").stdout  # as soon as start.sh returns
     killed = (folder(bench, "killed") / "pid").read_text().strip()
-    bench.shell(["kill", "-KILL", "--", f"-{killed}"])  # the whole session, as a lost host does
+    # The whole session, as a lost host does.
+    assert bench.shell(["kill", "-KILL", "--", f"-{killed}"]).returncode == 0
     until(lambda: host(bench, "look.sh", "killed", "1").returncode == 1)
     assert "died without a status" in host(bench, "look.sh", "killed", "1").stdout
 

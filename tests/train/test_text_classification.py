@@ -205,20 +205,25 @@ def test_options_that_mean_nothing_are_refused(option, message, capsys) -> None:
 
 @pytest.mark.slow
 def test_a_missing_network_is_reported_within_five_seconds(tmp_path: Path) -> None:
-    started = time.monotonic()
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "train.text_classification", "--data", "tfds:imdb_reviews"),
-            *("--data.data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run")),
-        ],
-        env={"PATH": "", "HOME": str(tmp_path), "no_proxy": "*"},
-        capture_output=True,
-        text=True,
-        check=False,
+    def timed(*options: str) -> tuple[subprocess.CompletedProcess[str], float]:
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "train.text_classification", *options],
+            env={"PATH": "", "HOME": str(tmp_path), "no_proxy": "*"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done, time.monotonic() - started
+
+    _, to_start = timed("--help")
+    done, seconds = timed(
+        *("--data", "tfds:imdb_reviews", "--data.data-dir", str(tmp_path)),
+        *("--run-dir", str(tmp_path / "run")),
     )
     if done.returncode == 0:
         pytest.skip("this machine has a network")
-    assert time.monotonic() - started < 5
+    assert seconds - to_start < 5
     assert done.returncode == 2
     for part in ("to fetch:", "80.2 MiB", "goes to:", "download_and_prepare"):
         assert part in done.stderr

@@ -8,10 +8,12 @@ if [[ ! -f $folder/pid ]]; then
   exit 1
 fi
 code=0
+pid=$(<"$folder/pid")
+process=$(ps -o sid=,stat= -p "$pid") || true # before the status, which is written before the process ends
 if [[ -f $folder/status ]]; then
   code=$(<"$folder/status")
   say "ended with status $code"
-elif pid=$(<"$folder/pid") && [[ $(ps -o sid=,stat= -p "$pid") =~ ^\ *"$pid"\ +[^Z] ]]; then # leads its session still
+elif [[ $process =~ ^\ *"$pid"\ +[^Z] ]]; then # leads its session still
   say "running"
 else
   say "died without a status: killed, or the host was restarted"

@@ -39,12 +39,17 @@ keep_running() {
     echo "attnjax: attempt $((attempt + 1)) ended with status $status; starting again"
     sleep 1
   done
-  echo "$status" >"$folder/status"
+  echo "$status" >"$folder/ended" && mv "$folder/ended" "$folder/status" # so that nobody reads half of it
 }
 
 export PATH="$HOME/attnjax/venv/bin:$PATH"
 # A session of its own, without the terminal's input: it outlives the ssh connection.
-setsid nohup bash -c "$(declare -f keep_running); keep_running \"\$@\"" attnjax "$folder" "$restarts" "$@" \
-  </dev/null >"$folder/log" 2>&1 &
-echo $! >"$folder/pid"
+setsid nohup bash -c "$(declare -f keep_running); echo \$\$ >\"\$1/leads\"; keep_running \"\$@\"" \
+  attnjax "$folder" "$restarts" "$@" </dev/null >"$folder/log" 2>&1 &
+# Who looks for the session, to watch or stop the job, must not come before it.
+until [[ -s $folder/leads ]]; do
+  kill -0 $! 2>/dev/null || [[ -s $folder/leads ]] || exit 1
+  sleep 0.01
+done
+mv "$folder/leads" "$folder/pid"
 echo "$(hostname): started $job"
