@@ -22,10 +22,13 @@ class Thresholds:
       collapse: `entropy_collapse` below this share of the largest possible entropy. Zhai et al.,
         "Stabilizing Transformer Training by Preventing Attention Entropy Collapse" (2023), tie
         collapsed entropy to divergence; the number is from our study (docs/focus.md).
-      growth: `logit_growth` above this largest logit. Wortsman et al., "Small-scale proxies for
-        large-scale Transformer training instabilities" (2023), tie the growth of logits to
-        divergence at high learning rates; the number is from our study (docs/focus.md), between
-        the 50 at which Gemma 2 caps them and the 100 at which Kimi K2 clips.
+      growth: `logit_growth` when the largest logit is heading above this: when, growing on as it
+        did over the last `pace` steps, it gets there within as many more. Logits that no longer
+        grow are taken as they are. Wortsman et al., "Small-scale proxies for large-scale
+        Transformer training instabilities" (2023), tie the growth of logits to divergence at high
+        learning rates. The number is from our study (docs/focus.md): heads of healthy runs settle
+        anywhere up to about 130, but get there slowly.
+      pace: steps over which growth is measured, and that it is thought to go on.
       sink: `sink` above this mean weight on key 0. Xiao et al., "Efficient Streaming Language
         Models with Attention Sinks" (2023): much weight there is common, and no harm while
         something is left for the other keys.
@@ -39,7 +42,8 @@ class Thresholds:
     """
 
     collapse: float = 0.05
-    growth: float = 70.0
+    growth: float = 150.0
+    pace: int = 20
     sink: float = 0.95
     uniform: float = 0.99
     duplicate: float = 0.01
@@ -54,8 +58,11 @@ class Thresholds:
                 raise ValueError(
                     f"Thresholds.{field.name}: expected a number of at least 0, got {value!r}."
                 )
-        if self.records < 1:
-            raise ValueError(f"Thresholds.records: expected at least 1, got {self.records}.")
+        for name in ("pace", "records"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Thresholds.{name}: expected at least 1, got {getattr(self, name)}."
+                )
 
 
 class Warned(NamedTuple):
@@ -67,7 +74,7 @@ class Warned(NamedTuple):
       head: which of its heads.
       what: the kind.
       over: whether the condition no longer holds.
-      value: of the statistic.
+      value: of the statistic; of `logit_growth` what the largest logit is heading for.
       threshold: that it passed.
       why: one sentence; empty if it is over.
     """
@@ -91,18 +98,30 @@ class Warnings:
     """
 
     def __init__(
-        self, thresholds: Thresholds | None = None, state: list[list[Any]] | None = None
+        self, thresholds: Thresholds | None = None, state: Mapping[str, Any] | None = None
     ) -> None:
         self.thresholds = Thresholds() if thresholds is None else thresholds
+        state = {"heads": [], "logits": {}} if state is None else state
         # Whether a warning is on, and for how many records in a row the opposite has held.
         self._heads: dict[tuple[str, int, What], tuple[bool, int]] = {
-            (module, head, what): (on, count) for module, head, what, on, count in state or ()
+            (module, head, what): (on, count) for module, head, what, on, count in state["heads"]
+        }
+        # By module the steps and largest logits of the records that growth is measured from.
+        self._logits = {
+            module: [(step, np.asarray(x, np.float64)) for step, x in records]
+            for module, records in state["logits"].items()
         }
 
     @property
-    def state(self) -> list[list[Any]]:
+    def state(self) -> dict[str, Any]:
         """What another one needs to go on from here, for JSON."""
-        return [[*key, on, count] for key, (on, count) in self._heads.items()]
+        return {
+            "heads": [[*key, on, count] for key, (on, count) in self._heads.items()],
+            "logits": {
+                module: [[step, x.tolist()] for step, x in records]
+                for module, records in self._logits.items()
+            },
+        }
 
     def update(self, step: int, modules: Mapping[str, HeadStats]) -> list[Warned]:
         """Takes the statistics of a step in.
@@ -116,12 +135,14 @@ class Warnings:
         """
         told = []
         for module, stats in modules.items():
-            for head, what, value, limit, holds in self._conditions(step, stats):
+            heading = self._heading(step, module, np.asarray(stats.max_logit, np.float64))
+            for head, what, value, limit, holds in self._conditions(step, stats, heading):
                 on, count = self._heads.get((module, head, what), (False, 0))
                 count = count + 1 if holds != on else 0
                 if count >= self.thresholds.records:
                     on, count = holds, 0
-                    why = _REASONS[what].format(value=value, limit=limit) if on else ""
+                    pace = self.thresholds.pace
+                    why = _REASONS[what].format(value=value, limit=limit, pace=pace) if on else ""
                     told.append(Warned(step, module, head, what, not on, value, limit, why))
                 if on or count:
                     self._heads[module, head, what] = on, count
@@ -129,8 +150,29 @@ class Warnings:
                     self._heads.pop((module, head, what), None)
         return told
 
+    def _heading(self, step: int, module: str, logits: np.ndarray) -> np.ndarray:
+        """Returns what the largest logits `[N]` of a module get to if they grow on as they did.
+
+        Growth is a ratio to the latest record that is `pace` steps old, or to the first one. One
+        of fewer steps is taken as it is, for the first steps after random weights say little; one
+        of more steps is brought down to `pace`, so that rare records do not warn of less.
+        """
+        pace = self.thresholds.pace
+        past = [x for x in self._logits.get(module, ()) if x[0] < step]
+        old = [x for x in past if x[0] <= step - pace]
+        past = [*old[-1:], *past[len(old) :]]
+        self._logits[module] = [*past, (step, logits)]
+        if not past:
+            return logits
+        then, before = past[0]
+        with np.errstate(invalid="ignore"):
+            # Weights hardly depend on logits below 1, and neither does anything on their ratios.
+            ratio = np.maximum(logits / np.maximum(before, 1), 1)
+            heading = logits * ratio ** min(1.0, pace / (step - then))
+        return np.where(np.isnan(heading), logits, heading)
+
     def _conditions(
-        self, step: int, stats: HeadStats
+        self, step: int, stats: HeadStats, heading: np.ndarray
     ) -> Iterator[tuple[int, What, float, float, bool]]:
         """Yields head, kind, value, threshold, and whether the value is past it."""
         limits, settled = self.thresholds, step >= self.thresholds.settled
@@ -141,7 +183,7 @@ class Warnings:
             share, output = of["share"], of["output"]
             relative = output / median if median > 0 else math.nan
             yield head, "entropy_collapse", share, limits.collapse, share < limits.collapse
-            logit = of["max_logit"]
+            logit = float(heading[head])
             yield head, "logit_growth", logit, limits.growth, logit > limits.growth
             yield head, "sink", of["sink_mass"], limits.sink, of["sink_mass"] > limits.sink
             yield head, "uniform", share, limits.uniform, settled and share > limits.uniform
@@ -156,8 +198,8 @@ _REASONS: dict[What, str] = {
         "hardly any gradient reaches its queries and keys"
     ),
     "logit_growth": (
-        "the largest logit is {value:.4g}, above {limit:g}: the softmax saturates, and small "
-        "changes of the weights change it abruptly"
+        "at the pace of the last {pace:g} steps, the largest logit gets to {value:.4g}, above "
+        "{limit:g}: the softmax saturates, and small changes of the weights change it abruptly"
     ),
     "sink": "{value:.3g} of the weight is on key 0, more than {limit:g}: the rest is hardly used",
     "uniform": (
