@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from attnjax.nn import SigmaLinear
+
 
 class Width(Protocol):
     """What a config says about the vectors that its module takes and gives."""
@@ -82,7 +84,15 @@ def project(
 
     Returns:
       float32, summed in float32 whatever the dtype of the factors.
+
+    Raises:
+      NotImplementedError: if the output matrix is sigma-reparametrised.
     """
+    if isinstance(output, SigmaLinear):
+        raise NotImplementedError(
+            "output: parts of a vocabulary are computed from the kernel itself, which cannot be "
+            "sigma-reparametrised; leave it out of sigma_reparam's `where`, or fold it."
+        )
     tied = isinstance(output, nnx.Embed)
     matrix: Array = (output.embedding if isinstance(output, nnx.Embed) else output.kernel)[...]
     return jnp.einsum(

@@ -25,6 +25,7 @@ from attnjax.nn.positions import (
     sinusoids,
 )
 from attnjax.nn.shift import shift_mask, shift_score_mod
+from attnjax.nn.sigma import SigmaLinear, SigmaLinearGeneral, SigmaVector
 from attnjax.nn.spreading import spread
 
 __all__ = [
@@ -48,6 +49,9 @@ __all__ = [
     "Positions",
     "RelativeBias",
     "Rotary",
+    "SigmaLinear",
+    "SigmaLinearGeneral",
+    "SigmaVector",
     "SinusoidalPositions",
     "TransformerBlock",
     "TransformerConfig",

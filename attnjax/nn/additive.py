@@ -12,6 +12,7 @@ from attnjax.additive import additive_attention
 from attnjax.dropout import Dropout
 from attnjax.masks import Mask, as_mask
 from attnjax.nn.checks import check_sequence
+from attnjax.nn.sigma import kernel_of
 from attnjax.nn.watching import Seen, Watchable
 from attnjax.ops.softmax.stats import AttentionStats
 from attnjax.sharding.partition import Partition, check_partition
@@ -137,7 +138,6 @@ class AdditiveAttention(Watchable):
         def attend(q: Array, k: Array, v: Array) -> Any:
             return additive_attention(q, k, v, w, **arguments, partition=self.partition, stats=True)
 
-        kernel = self.out.kernel[...]
-        self._show(lambda: Seen(q, k, as_mask(mask), False, attend, out, kernel))
-        out = self.out(out)
-        return (out, found) if found is not None else out
+        projected = self.out(out)
+        self._show(lambda: Seen(q, k, as_mask(mask), False, attend, out, kernel_of(self.out)))
+        return (projected, found) if found is not None else projected

@@ -17,6 +17,7 @@ from attnjax.nn.checks import check_heads, check_positions, check_sequence
 from attnjax.nn.norms import build_norm
 from attnjax.nn.options import AttentionOptions
 from attnjax.nn.positions import Positions
+from attnjax.nn.sigma import SigmaLinearGeneral, kernel_of
 from attnjax.nn.steps import attend_to_cache
 from attnjax.nn.watching import Watchable, seen_attention
 from attnjax.nn.weights import last_weights
@@ -82,8 +83,10 @@ class MultiHeadAttention(Watchable):
         self.dtype, self.param_dtype = dtype, param_dtype
         self.deterministic = False
 
+        kind = SigmaLinearGeneral if options.sigma_reparam else nnx.LinearGeneral
+
         def project(inputs: Any, outputs: Any, use_bias: bool, **kwargs: Any) -> nnx.LinearGeneral:
-            return nnx.LinearGeneral(
+            return kind(
                 inputs,
                 outputs,
                 use_bias=use_bias,
@@ -164,9 +167,9 @@ class MultiHeadAttention(Watchable):
             q, *kv, **arguments, dropout=dropout, stats=stats, implementation=implementation
         )
         out, found = result if stats else (result, None)
-        self._show(lambda: seen_attention(q, kv.k, out, self.out.kernel[...], arguments))
-        out = self.out(out)
-        return (out, found) if found is not None else out
+        projected = self.out(out)  # before it is shown, for the call may change what the kernel is
+        self._show(lambda: seen_attention(q, kv.k, out, kernel_of(self.out), arguments))
+        return (projected, found) if found is not None else projected
 
     def keys_values(
         self, kv: Float[Array, "B S G"], *, positions: Int[Array, "*B S"] | None = None

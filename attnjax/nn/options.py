@@ -40,6 +40,9 @@ class AttentionOptions:
       key_bias: a bias of the key projection. It shifts all scores of a query alike, so its true
         gradient is 0 and an adaptive optimiser makes noise of it; there to load others' weights.
       out_bias: a bias of the output projection; None follows `use_bias`.
+      sigma_reparam: divide the kernel of each projection by its spectral norm, and multiply it by a
+        learned number that starts at 1, as `SigmaLinearGeneral` does. For other layers, or models
+        that are built already, see `attnjax.focus.steady.sigma_reparam`.
       kernel_init: initialiser of the projections.
       precision: precision of all products, as in `jax.lax.dot_general`.
       implementation: as in `attnjax.attention`; a name holds for steps with a cache, too, which
@@ -60,6 +63,7 @@ class AttentionOptions:
     use_bias: bool = True
     key_bias: bool = False
     out_bias: bool | None = None
+    sigma_reparam: bool = False
     kernel_init: Callable[..., Array] = KERNEL_INIT
     precision: Any = None
     implementation: str | None = None

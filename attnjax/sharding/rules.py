@@ -219,6 +219,7 @@ TRANSFORMER = Rules(
         (r"\bquery\.bias$", ("heads", "width")),
         (r"\b(key|value)\.bias$", ("kv_heads", "width")),
         (r"\b(sinks|log_temperature)$", ("heads",)),
+        (r"\bgamma$", ()),
         (r"\bper_key\.kernel$", ("embed", "heads")),
         (r"\bposition_table$", (None, None)),
         (r"\binputs\.table$", (None, "embed")),

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from attnjax.focus.modules import attention_modules, layer_names
+from attnjax.focus.steady.sigma import fold_sigma
 
 Loss = Callable[[Any, Any], Array]
 Gates = dict[str, Array]
@@ -109,6 +110,8 @@ def _gates(model: nnx.Module) -> tuple[Gates, Any, Callable[[Any, Gates], nnx.Mo
 
     The state is an argument of what is compiled, for as a constant it would be written into it.
     """
+    model = nnx.clone(model)
+    fold_sigma(model)  # a factor of a head's rows would change the norm of all heads' rows
     kernels = _out_kernels(model)
     if not kernels:
         raise ValueError(

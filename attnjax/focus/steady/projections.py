@@ -14,9 +14,15 @@ from jaxtyping import Array
 from attnjax.focus.modules import attention_modules
 from attnjax.nn import AttentionOptions, MultiHeadAttention, RelativeBias
 from attnjax.nn.inputs import InputPositions
+from attnjax.nn.sigma import SigmaLayer
 
 PARTS = ("query.kernel", "query.bias", "key.kernel", "key.bias")
 """What of an attention module its logits are linear in."""
+SIGMA_UNCLIPPABLE = (
+    "sigma-reparametrisation divides its query or key kernel by a spectral norm that all heads "
+    "share: scaling one head would scale the others. Gamma alone lets its logits grow. "
+    "Leave this module out, build it without, or fold it (attnjax.focus.steady.fold_sigma)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +125,8 @@ def clippable(model: nnx.Module, *, biased: bool = False) -> dict[str, Heads]:
 def _unclippable(module: MultiHeadAttention, biased: bool) -> str | None:
     """Says why the scale of the projections does not move the logits, or None where it does."""
     options: AttentionOptions = module.options
+    if isinstance(module.query, SigmaLayer) or isinstance(module.key, SigmaLayer):
+        return SIGMA_UNCLIPPABLE
     if options.qk_norm is not None:
         return (
             f"qk_norm={options.qk_norm!r} takes the scale of queries and keys out again, and "
@@ -172,14 +180,19 @@ def owner(path: tuple[Any, ...], heads: Mapping[str, Heads]) -> tuple[str, str] 
       path: the leaf's keys, of plain dicts or an `nnx.State`.
       heads: by dotted path.
     """
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    # The leaves of an nnx.State are variables, and their arrays one key deeper.
-    name = name.removesuffix(".value") if isinstance(path[-1], jax.tree_util.GetAttrKey) else name
+    name = leaf_name(path)
     for part in PARTS:
         module = name.removesuffix(part).removesuffix(".")
         if name.endswith(part) and module in heads:
             return module, part
     return None
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """Returns the dotted path of a leaf of parameters, of plain dicts or an `nnx.State`."""
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    # The leaves of an nnx.State are variables, and their arrays one key deeper.
+    return name.removesuffix(".value") if isinstance(path[-1], jax.tree_util.GetAttrKey) else name
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from attnjax.focus.steady.projections import Heads, owner, per_head
+from attnjax.focus.steady.projections import (
+    SIGMA_UNCLIPPABLE,
+    Heads,
+    leaf_name,
+    owner,
+    per_head,
+)
 
 # The largest tanh(logit / cap) that is taken at its word: nearer to 1, float32 no longer tells by
 # how much the cap holds a logit down.
@@ -66,6 +72,7 @@ def qk_clip(threshold: float, heads: Mapping[str, Heads]) -> optax.GradientTrans
     Raises:
       ValueError: if the threshold is not positive and finite, or not below a module's soft cap;
         and in `update`, if parameters or logits are missing or of the wrong shape.
+      NotImplementedError: in `init` and `update`, if a module is sigma-reparametrised.
     """
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"threshold: expected a positive finite number, got {threshold!r}.")
@@ -155,6 +162,7 @@ def scale_heads(
 
     Raises:
       ValueError: if a module has no projections in `params`.
+      NotImplementedError: if a module is sigma-reparametrised.
     """
     _check_found(params, heads)
 
@@ -178,8 +186,14 @@ def scale_heads(
 
 
 def _check_found(params: Any, heads: Mapping[str, Heads]) -> None:
-    """Raises if a module's projections are not among the parameters."""
+    """Raises if a module's projections are not among the parameters, or cannot be scaled."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = {leaf_name(path) for path, _ in leaves}
+    for module in heads:
+        if names & {f"{module}.query.gamma", f"{module}.key.gamma"}:
+            raise NotImplementedError(
+                f"{module}: QK-clip can't hold its logits, for {SIGMA_UNCLIPPABLE}."
+            )
     found = {x for path, _ in leaves if (x := owner(path, heads)) is not None}
     for module in heads:
         for part in ("query.kernel", "key.kernel"):
