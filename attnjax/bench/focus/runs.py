@@ -18,8 +18,6 @@ from attnjax.bench.focus.treatments import Treatment
 from attnjax.focus import HeadStats, Watch, describe, recorded, watch
 from attnjax.focus.steady import act, clip_factors, clippable, scale_heads
 
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises; afterwards it falls as a cosine to 0."""
 CLIP_NORM = 1.0
 
 
@@ -51,6 +49,7 @@ def train(
     rates: Sequence[float],
     seeds: Sequence[int],
     steps: int,
+    warm_up: int,
     every: int = 5,
 ) -> Runs:
     """Trains a task at every rate with every seed.
@@ -65,19 +64,22 @@ def train(
       rates: peak learning rates.
       seeds: of parameters and batches.
       steps: of each run, a multiple of `every`.
+      warm_up: steps in which the rate rises from 0; afterwards it falls as a cosine to 0.
       every: steps from one record to the next, where the treatment needs none in each step.
     """
     every = 1 if treatment.watches else every
     if steps % every:
         raise ValueError(f"steps: expected a multiple of {every}, got {steps}.")
+    if not 0 <= warm_up < steps:
+        raise ValueError(f"warm_up: expected a number of steps below {steps}, got {warm_up}.")
     rate = np.repeat(np.asarray(rates, np.float32), len(seeds))
     seed = np.tile(np.asarray(seeds), len(rates))
-    program = jax.jit(jax.vmap(_one_run(task, treatment, steps, every)))
+    program = jax.jit(jax.vmap(_one_run(task, treatment, steps, warm_up, every)))
     loss, stats, acted = jax.tree.map(np.asarray, program(rate, seed))
     return Runs(rate, seed, loss, every, stats, acted)
 
 
-def _one_run(task: Task, treatment: Treatment, steps: int, every: int) -> Any:
+def _one_run(task: Task, treatment: Treatment, steps: int, warm_up: int, every: int) -> Any:
     """Returns `(rate, seed) -> (loss [P], stats [P / every, N], acted [P / every])`."""
 
     def build(seed: Array | int) -> nnx.Module:
@@ -87,7 +89,7 @@ def _one_run(task: Task, treatment: Treatment, steps: int, every: int) -> Any:
     heads = clippable(build(0)) if treatment.acts else {}
     clip_at = {x: jnp.full(one.shape, treatment.clip or jnp.inf) for x, one in heads.items()}
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.scale_by_adam())
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, int(WARM_UP * steps), steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, steps)
 
     def parts(watched: bool) -> tuple[Any, Any]:
         model = build(0)

@@ -13,14 +13,14 @@ from attnjax.bench.focus.judging import (
     KINDS,
     MARGIN,
     TRAIL,
-    broken,
+    Rule,
     final,
-    reach,
+    rule,
     saved,
     trailing,
     warned,
 )
-from attnjax.bench.focus.runs import CLIP_NORM, WARM_UP, Runs, train
+from attnjax.bench.focus.runs import CLIP_NORM, Runs, train
 from attnjax.bench.focus.tasks import TASKS, Task
 from attnjax.bench.focus.treatments import TREATMENTS
 from attnjax.focus import Thresholds
@@ -37,27 +37,29 @@ class Study:
 
     Attributes:
       tasks: names of `TASKS`.
-      treatments: names of `TREATMENTS`; `none` is added where it is missing.
-      seeds: of each rate. Thresholds and the policy were chosen on seeds 100 to 104.
+      treatments: names of `TREATMENTS`; `none` is added where it is missing. None: the tasks' own.
+      seeds: of each rate. Steps, thresholds and the policy were chosen on seeds 100 to 104.
       steps: of each run; None is the task's own number.
+      warm_up: steps of it in which the rate rises; None is the task's own number.
       every: steps from one record to the next in untreated runs.
     """
 
-    tasks: tuple[str, ...] = ("text",)
-    treatments: tuple[str, ...] = tuple(TREATMENTS)
+    tasks: tuple[str, ...] = tuple(TASKS)
+    treatments: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int | None = None
+    warm_up: int | None = None
     every: int = 5
 
     def __post_init__(self) -> None:
         for name, known in (("tasks", TASKS), ("treatments", TREATMENTS)):
-            if unknown := [x for x in getattr(self, name) if x not in known]:
+            if unknown := [x for x in getattr(self, name) or () if x not in known]:
                 raise ValueError(
                     f"Study.{name}: expected some of {', '.join(known)}; got {', '.join(unknown)}."
                 )
 
 
-QUICK = Study(treatments=("none", "auto"), seeds=(0,), steps=40)
+QUICK = Study(tasks=("text",), treatments=("none", "auto"), seeds=(0,), steps=40, warm_up=4)
 """To see that everything runs; judges nothing."""
 
 
@@ -74,7 +76,6 @@ def measure(study: Study, *, log: Callable[[str], None]) -> Iterator[dict[str, A
             "margin": MARGIN,
             "trail": TRAIL,
             "kinds": KINDS,
-            "warm_up": WARM_UP,
             "clip_norm": CLIP_NORM,
             "thresholds": dataclasses.asdict(Thresholds()),
         },
@@ -88,49 +89,50 @@ def measure(study: Study, *, log: Callable[[str], None]) -> Iterator[dict[str, A
 
 
 def _task(study: Study, task: Task, log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    names = ["none", *[x for x in study.treatments if x != "none"]]
-    steps = study.steps or task.steps
+    chosen = study.treatments or task.treatments or tuple(TREATMENTS)
     rows: list[dict[str, Any]] = []
     untreated: Runs | None = None
-    about: dict[str, Any] = {}
-    for name in names:
+    for name in ["none", *[x for x in chosen if x != "none"]]:
         start = time.perf_counter()
         runs = train(
             task,
             TREATMENTS[name],
             rates=task.rates,
             seeds=study.seeds,
-            steps=steps,
+            steps=study.steps or task.steps,
+            warm_up=task.warm_up if study.warm_up is None else study.warm_up,
             every=study.every,
         )
         seconds = time.perf_counter() - start
         if untreated is None:
-            untreated, about = runs, _untreated(task, runs)
-        rows.append(_row(name, untreated, runs) | {"seconds": round(seconds, 1)})
+            untreated, judged = runs, rule(runs, task.floor)
+            about = _untreated(study, task, runs, judged)
+        rows.append(_row(name, untreated, runs, judged) | {"seconds": round(seconds, 1)})
         said = f"{rows[-1]['broken']} of {len(runs.seeds)} broken, {seconds:.0f} s"
         log(f"{task.name}, {name}: {said}")
         yield {**about, "treatments": list(rows)}
 
 
-def _untreated(task: Task, runs: Runs) -> dict[str, Any]:
-    reached = reach(runs)
+def _untreated(study: Study, task: Task, runs: Runs, judged: Rule) -> dict[str, Any]:
     return {
         "name": task.name,
         "about": task.about,
         "steps": runs.loss.shape[1],
+        "warm_up": task.warm_up if study.warm_up is None else study.warm_up,
         "rates": task.rates,
-        "reached": reached,
-        "limit": (1 + MARGIN) * reached,
-        "warnings": _warnings(runs, reached),
+        "reached": judged.reached,
+        "limit": judged.limit,
+        "floor": task.floor,
+        "warnings": _warnings(runs, judged, task.floor),
         "curves": _curves(runs),
     }
 
 
-def _row(name: str, untreated: Runs, runs: Runs) -> dict[str, Any]:
+def _row(name: str, untreated: Runs, runs: Runs, judged: Rule) -> dict[str, Any]:
     ends = final(runs.loss)
     return {
         "name": name,
-        **saved(untreated, runs),
+        **saved(untreated, runs, judged),
         "final": _by_rate(ends, len(np.unique(runs.seeds))),
         "acted": None if runs.acted is None else int((runs.acted > 0).any(axis=1).sum()),
     }
@@ -139,21 +141,23 @@ def _row(name: str, untreated: Runs, runs: Runs) -> dict[str, Any]:
 def _by_rate(ends: np.ndarray, seeds: int) -> list[list[float | None]]:
     """Returns a list of each rate; None stands for a loss that is not finite."""
     return [
-        [round(float(x), 4) if np.isfinite(x) else None for x in row]
+        [float(f"{x:.5g}") if np.isfinite(x) else None for x in row]
         for row in ends.reshape(-1, seeds)
     ]
 
 
-def _warnings(untreated: Runs, reached: float) -> dict[str, Any]:
-    bad = broken(untreated.loss, reached)
-    told = warned(untreated, reached)
+def _warnings(untreated: Runs, judged: Rule, floor: float) -> dict[str, Any]:
+    bad = judged.broken(untreated.loss)
+    told = warned(untreated, judged, floor=floor)
     of_broken, of_healthy = (
         [x for x, b in zip(told, bad, strict=True) if b == kind] for kind in (True, False)
     )
     return {
         "broken": int(bad.sum()),
         "early": sum(x.lead is not None and x.lead >= EARLY for x in of_broken),
+        "shown_early": sum(x.shown is not None and x.shown < EARLY for x in of_broken),
         "healthy": int((~bad).sum()),
+        "slow": int(judged.slow.sum()),
         "false_alarms": sum(x.warned is not None for x in of_healthy),
         "runs": [
             {"rate": round(float(rate), 6), "seed": int(seed), "broken": bool(b), **x._asdict()}

@@ -21,6 +21,8 @@ from attnjax.nn import (
 )
 
 WIDTH, HEADS, LAYERS = 32, 4, 2
+FEW = ("none", "auto", "qk_norm", "z_loss", "sinks")
+"""Treatments of the smaller tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Task:
       loss: `(model, batch) -> loss`, a scalar in nats.
       rates: peak learning rates of the sweep.
       steps: of a run.
+      warm_up: steps of it in which the rate rises.
+      floor: nats by which a loss must exceed another to be clearly more, as in `judging.excess`; 2%
+        of what guessing costs where the task can be solved, else 0.
+      treatments: names of the treatments that are tried unless others are asked for; None is all.
     """
 
     name: str
@@ -44,6 +50,9 @@ class Task:
     loss: Callable[[Any, Any], Array]
     rates: tuple[float, ...]
     steps: int
+    warm_up: int
+    floor: float = 0.0
+    treatments: tuple[str, ...] | None = None
 
 
 class Patches(nnx.Module):
@@ -89,8 +98,11 @@ def digits() -> Task:
         build=build,
         batch=batch,
         loss=loss,
-        rates=(6e-3, 1e-2, 2e-2, 3e-2, 6e-2, 1e-1, 2e-1),
+        rates=(1e-2, 2e-2, 3e-2, 6e-2, 1e-1, 2e-1),
         steps=400,
+        warm_up=40,
+        floor=0.02 * float(np.log(10)),
+        treatments=FEW,
     )
 
 
@@ -117,7 +129,8 @@ def text() -> Task:
         batch=batch,
         loss=loss,
         rates=(6e-3, 1e-2, 2e-2, 3e-2, 6e-2, 1e-1, 2e-1),
-        steps=400,
+        steps=1000,
+        warm_up=100,
     )
 
 
@@ -136,48 +149,54 @@ class Lookup(nnx.Module):
         return self.output(hidden)
 
 
-def recall(pairs: int = 96, asked: int = 32) -> Task:
-    """Recall over a long context: which value went with a key.
+def recall(keys: int = 16, times: int = 5, asked: int = 16) -> Task:
+    """Recall over a context that is long for the model: which value went with a key.
 
     Args:
-      pairs: pairs that are shown, each as one token; keys differ, values need not.
-      asked: how many of their keys are asked for, after them.
+      keys: how many keys and how many values there are; keys differ, their values need not.
+      times: how often each key is shown with its value, as one token, in random order. Keys that
+        are shown once are learnt, too, but only after hundreds of steps of nothing.
+      asked: how many questions follow, each a key whose value is asked.
     """
+    shown = keys * times
 
     def build(options: AttentionOptions, rngs: nnx.Rngs) -> nnx.Module:
-        return Lookup(_config(options), pairs, rngs=rngs)
+        return Lookup(_config(options), keys, rngs=rngs)
 
     def one(key: Array) -> tuple[Array, Array, Array]:
-        first, second = jax.random.split(key)
-        keys = jax.random.permutation(first, pairs)
-        values = jax.random.randint(second, (pairs,), 0, pairs)
-        blank = jnp.full(asked, pairs)
-        # The keys are in random order already, so the first of them are as good as any.
+        first, second, third = jax.random.split(key, 3)
+        values = jax.random.randint(first, (keys,), 0, keys)
+        order = jax.random.permutation(second, jnp.repeat(jnp.arange(keys), times))
+        questions = jax.random.randint(third, (asked,), 0, keys)
+        blank = jnp.full(asked, keys)
         return (
-            jnp.concatenate([keys, keys[:asked]]),
-            jnp.concatenate([values, blank]),
-            values[:asked],
+            jnp.concatenate([order, questions]),
+            jnp.concatenate([values[order], blank]),
+            values[questions],
         )
 
     def batch(key: Array) -> tuple[Array, Array, Array]:
-        return jax.vmap(one)(jax.random.split(key, 16))
+        return jax.vmap(one)(jax.random.split(key, 8))
 
     def loss(model: Any, batch: Any) -> Array:
-        keys, values, answers = batch
-        return jnp.mean(_surprise(model(keys, values)[:, pairs:], answers))
+        tokens, values, answers = batch
+        return jnp.mean(_surprise(model(tokens, values)[:, shown:], answers))
 
     return Task(
         name="recall",
-        about=f"{pairs} pairs of key and value, then {asked} keys whose values are asked",
+        about=f"{shown} pairs of {keys} keys and their values, then {asked} keys to recall",
         build=build,
         batch=batch,
         loss=loss,
-        rates=(3e-3, 6e-3, 1e-2, 3e-2, 6e-2, 1e-1),
+        rates=(3e-3, 1e-2, 3e-2, 6e-2, 1e-1, 2e-1),
         steps=400,
+        warm_up=40,
+        floor=0.02 * float(np.log(keys)),
+        treatments=FEW,
     )
 
 
-TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "text": text, "recall": recall}
+TASKS: dict[str, Callable[[], Task]] = {"text": text, "digits": digits, "recall": recall}
 
 
 def _config(options: AttentionOptions) -> TransformerConfig:

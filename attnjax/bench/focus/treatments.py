@@ -71,5 +71,6 @@ TREATMENTS = {
         Treatment("z_loss", penalty=_z_loss),
         Treatment("entropy_floor", penalty=_entropy_floor),
         Treatment("temperature", options=(("temperature", True),)),
+        Treatment("sinks", options=(("sinks", True),)),
     )
 }

@@ -51,17 +51,21 @@ def markdown(result: dict[str, Any]) -> list[str]:
 def _task(task: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
     rates, told = task["rates"], task["warnings"]
     runs = told["broken"] + told["healthy"]
-    yield f"{task['about']}; {task['steps']} steps, {runs} runs a treatment."
     yield (
-        f"Healthy runs reach {task['reached']:.3f}; a run is broken whose final loss is above "
-        f"{task['limit']:.3f}, or not finite."
+        f"{task['about']}; {task['steps']} steps, {task['warm_up']} of them warm-up; {runs} runs a "
+        f"treatment, {sum(row['seconds'] for row in task['treatments']):.0f} seconds in all."
+    )
+    yield (
+        f"Healthy runs reach {task['reached']:.3g}; a run is broken whose loss is not finite, or "
+        f"whose final loss is above {task['limit']:.3g} at a rate above the best one. At lower "
+        f"rates {told['slow']} runs end above it."
     )
     yield ""
     columns = [f"{x:g}" for x in rates]
     yield f"| treatment | broken | rescued | harmed | healthy runs' loss | {' | '.join(columns)} |"
     yield f"|{'---|' * (len(rates) + 5)}"
     for row in task["treatments"]:
-        worse = "" if row["worse"] is None else f"{row['worse']:+.2%}"
+        worse = _worse(row, task["floor"])
         ends = [_mean(x) for x in row["final"]]
         yield (
             f"| {row['name']} | {row['broken']} | {row['rescued']} of {told['broken']} | "
@@ -71,7 +75,8 @@ def _task(task: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
     yield (
         f"Warnings of {' or '.join(settings['kinds'])}, untreated runs: at least 50 steps before "
         f"the loss shows it in {told['early']} of {told['broken']} broken runs; false alarms in "
-        f"{told['false_alarms']} of {told['healthy']} healthy ones."
+        f"{told['false_alarms']} of {told['healthy']} others. Of the broken runs, "
+        f"{told['shown_early']} show it within 50 steps."
     )
     yield ""
     yield "| rate | seed | broken | warned at | of | the loss shows it at | steps ahead |"
@@ -84,11 +89,19 @@ def _task(task: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
             yield f"| {run['rate']:g} | {run['seed']} | {verdict} | {said} |"
 
 
+def _worse(row: dict[str, Any], floor: float) -> str:
+    """Returns the change of healthy runs' losses, in nats where these go to 0."""
+    if row["worse"] is None:
+        return ""
+    return f"{row['worse_nats']:+.4f} nats" if floor else f"{row['worse']:+.2%}"
+
+
 def _mean(ends: list[float | None]) -> str:
     known = [x for x in ends if x is not None]
     if len(known) < len(ends):
         return f"{len(ends) - len(known)} not finite"
-    return f"{sum(known) / len(known):.3f}"
+    mean = sum(known) / len(known)
+    return f"{mean:.3f}" if mean >= 0.1 else f"{mean:.2g}"
 
 
 def _plot(result: dict[str, Any], path: pathlib.Path) -> None:
@@ -103,7 +116,14 @@ def _plot(result: dict[str, Any], path: pathlib.Path) -> None:
             means = [_number(x) for x in row["final"]]
             ends.plot(task["rates"], means, marker=marker, markersize=4, label=row["name"])
         ends.axhline(task["limit"], color="black", linestyle=":", label="broken above")
-        ends.set(xscale="log", xlabel="learning rate", ylabel="final loss", title=task["name"])
+        scale = "log" if task["floor"] else "linear"
+        ends.set(
+            xscale="log",
+            yscale=scale,
+            xlabel="learning rate",
+            ylabel="final loss",
+            title=task["name"],
+        )
         ends.legend(fontsize=6)
         curves = task["curves"]
         for panel, name in ((loss, "loss"), (logits, "max_logit")):

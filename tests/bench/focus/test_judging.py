@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnjax.bench.focus.judging import Foretold, broken, final, reach, saved, shown, warned
+from attnjax.bench.focus.judging import Foretold, Rule, final, rule, saved, shown, warned
 from attnjax.bench.focus.runs import Runs
 from attnjax.focus import HeadStats, Thresholds
 
@@ -46,16 +46,38 @@ def runs_of(losses, logits=None, rates=None):
 @pytest.mark.parametrize("name", CURVES)
 def test_what_is_broken(name):
     curve, verdict = CURVES[name]
-    reached = reach(runs_of([FALLING]))
-    assert broken(curve[None], reached).tolist() == [verdict]
+    assert rule(runs_of([FALLING])).broken(curve[None]).tolist() == [verdict]
 
 
 def test_what_healthy_runs_reach_is_of_the_best_rate():
     losses = [FALLING, 1.1 * FALLING, 1.2 * FALLING, not_finite(), 0.5 * FALLING, not_finite()]
     ends = final(np.stack(losses))
     np.testing.assert_array_equal(np.isinf(ends), [False, False, False, True, False, True])
-    found = reach(runs_of(losses, rates=[0.1] * 3 + [0.3] * 3))
-    np.testing.assert_allclose(found, 1.1 * FALLING[-20:].mean())
+    found = rule(runs_of(losses, rates=[0.1] * 3 + [0.3] * 3))
+    np.testing.assert_allclose(found.reached, 1.1 * FALLING[-20:].mean())
+    np.testing.assert_allclose(found.limit, 1.1 * found.reached)
+
+
+def test_rates_that_are_too_low_to_learn_do_not_break_runs():
+    # The best rate is 0.2; of what ends above the limit, only what is at higher rates is broken.
+    losses = [2 * FALLING, not_finite(), 0.5 * FALLING, 2 * FALLING, 2 * FALLING, FALLING]
+    judged = rule(runs_of(losses, rates=[0.1, 0.1, 0.2, 0.2, 0.3, 0.3]))
+    assert judged.slow.tolist() == [True, False, False, True, False, False]
+    assert judged.broken(np.stack(losses)).tolist() == [False, True, False, False, True, False]
+    # Treated, a slow run is not broken, and one that was fine can be, at whatever rate.
+    treated = [2 * FALLING, FALLING, 2 * FALLING, not_finite(), FALLING, FALLING]
+    assert judged.broken(np.stack(treated)).tolist() == [False, False, True, True, False, False]
+
+
+def test_losses_near_0_are_told_apart_in_nats():
+    solved = runs_of([0.001 + 0 * FALLING])
+    twice, worse = 0.002 + 0 * FALLING, 0.06 + 0 * FALLING
+    assert rule(solved).broken(np.stack([twice, worse])).tolist() == [True, True]
+    judged = rule(solved, floor=0.05)
+    np.testing.assert_allclose(judged.limit, 0.051)
+    assert judged.broken(np.stack([twice, worse])).tolist() == [False, True]
+    assert shown(twice, solved.loss) == 19 and shown(twice, solved.loss, floor=0.05) is None
+    assert shown(worse, solved.loss, floor=0.05) == 19
 
 
 def test_when_the_loss_shows_it():
@@ -78,7 +100,8 @@ def test_how_far_ahead_warnings_come():
     )
     losses = [FALLING, FALLING, spike(False), spike(False), spike(False), not_finite()]
     logits = np.stack([0 * growing, growing, growing, late, brief, np.full(P // EVERY, np.nan)])
-    told = warned(runs_of(losses, logits), reach(runs_of([FALLING])), Thresholds(growth=50))
+    judged = Rule(1.0, 2.3, np.zeros(6, bool))
+    told = warned(runs_of(losses, logits), judged, Thresholds(growth=50))
     assert told == [
         Foretold(None, None, None),
         Foretold(25, "logit_growth", None),  # a false alarm, at the second record in a row
@@ -93,7 +116,9 @@ def test_how_far_ahead_warnings_come():
 def test_broken_runs_show_it_at_their_end_at_the_latest():
     # 1.05 times the loss of other healthy runs is fine at each step, and too much at the end.
     curve = np.where(STEPS < P - 20, 1.05, 1.095) * FALLING
-    told = warned(runs_of([FALLING, FALLING, curve]), reach(runs_of([0.99 * FALLING])))
+    reached = 0.99 * final(FALLING[None])[0]
+    judged = Rule(reached, 1.1 * reached, np.zeros(3, bool))
+    told = warned(runs_of([FALLING, FALLING, curve]), judged)
     assert told[2] == Foretold(None, None, P - 1)
 
 
@@ -101,7 +126,9 @@ def test_what_a_treatment_saves():
     bad = 2 * FALLING
     untreated = runs_of([FALLING, FALLING, FALLING, bad, bad], rates=[0.1] * 3 + [0.3] * 2)
     treated = runs_of([1.02 * FALLING, 1.04 * FALLING, bad, FALLING, not_finite()])
-    found = saved(untreated, treated)
+    judged = rule(untreated)
+    found = saved(untreated, treated, judged)
     np.testing.assert_allclose(found.pop("worse"), 0.03)
+    np.testing.assert_allclose(found.pop("worse_nats"), 0.03 * FALLING[-20:].mean())
     assert found == {"broken": 2, "rescued": 1, "harmed": 1}
-    assert saved(untreated, runs_of([bad] * 5))["worse"] is None
+    assert saved(untreated, runs_of([bad] * 5), judged)["worse"] is None

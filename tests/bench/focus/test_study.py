@@ -17,9 +17,9 @@ def tiny(monkeypatch):
     """The text task with two rates and 20 steps, in which QK-clip at 30 has something to do."""
     clip = dataclasses.replace(TREATMENTS["qk_clip_100"], name="qk_clip_30", clip=30.0)
     monkeypatch.setitem(study.TREATMENTS, "qk_clip_30", clip)
-    task = dataclasses.replace(tasks.text(), rates=(1e-2, 3e-1), steps=20)
+    task = dataclasses.replace(tasks.text(), rates=(1e-2, 3e-1), steps=20, warm_up=1)
     monkeypatch.setitem(study.TASKS, "text", lambda: task)
-    quick = dataclasses.replace(study.QUICK, steps=20, treatments=("qk_clip_30",))
+    quick = dataclasses.replace(study.QUICK, steps=20, warm_up=1, treatments=("qk_clip_30",))
     monkeypatch.setattr(study, "QUICK", quick)
     return task
 
@@ -44,7 +44,9 @@ def test_a_study_is_trained_judged_and_written(tiny, tmp_path, capsys):
 
 
 def test_runs_of_a_seed_start_alike_whatever_the_rate(tiny):
-    runs = train(tiny, TREATMENTS["none"], rates=(0.0, 1e-2), seeds=(3, 4), steps=10, every=5)
+    runs = train(
+        tiny, TREATMENTS["none"], rates=(0.0, 1e-2), seeds=(3, 4), steps=10, warm_up=0, every=5
+    )
     assert runs.loss.shape == (4, 10)
     np.testing.assert_allclose(runs.loss[:2, 0], runs.loss[2:, 0], rtol=1e-5)
     assert abs(runs.loss[0, 0] - runs.loss[1, 0]) > 1e-3
@@ -57,4 +59,4 @@ def test_what_is_unknown_is_refused(capsys):
         main(["focus", "--treatment", "hope"])
     assert "expected some of none, auto" in capsys.readouterr().err
     with pytest.raises(ValueError, match="multiple of 5, got 12"):
-        train(tasks.text(), TREATMENTS["none"], rates=(0.1,), seeds=(0,), steps=12)
+        train(tasks.text(), TREATMENTS["none"], rates=(0.1,), seeds=(0,), steps=12, warm_up=0)
