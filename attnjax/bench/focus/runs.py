@@ -17,6 +17,7 @@ from attnjax.bench.focus.tasks import Task
 from attnjax.bench.focus.treatments import Treatment
 from attnjax.focus import HeadStats, Watch, describe, recorded, watch
 from attnjax.focus.steady import act, clip_factors, clippable, scale_heads
+from attnjax.nn import SigmaVector
 
 CLIP_NORM = 1.0
 
@@ -95,24 +96,25 @@ def _one_run(task: Task, treatment: Treatment, steps: int, warm_up: int, every: 
         model = build(0)
         if watched:
             watch(model, Watch(differentiable=treatment.penalty is not None))
-        split: Any = nnx.split(model, nnx.Param, ...)
-        graph, _, others = split
+        split: Any = nnx.split(model, nnx.Param, SigmaVector, ...)
+        graph, _, _, others = split
         # As plain arrays, for variables cannot be written to in another trace than theirs.
         return graph, nnx.to_pure_dict(others)
 
     made = {watched: parts(watched) for watched in (False, True)}
 
-    def objective(params: Any, batch: Any, watched: bool) -> tuple[Array, Any]:
-        model = nnx.merge(made[watched][0], params, made[watched][1])
+    def objective(params: Any, vectors: Any, batch: Any, watched: bool) -> tuple[Array, Any]:
+        model = nnx.merge(made[watched][0], params, vectors, made[watched][1])
         loss = task.loss(model, batch)
         stats = describe(recorded(model))
         added = 0.0 if treatment.penalty is None else treatment.penalty(stats)
-        return loss + added, (loss, stats)
+        return loss + added, (loss, stats, nnx.to_pure_dict(nnx.state(model, SigmaVector)))
 
     def step(carry: Any, number: Array, *, rate: Array, seed: Array, watched: bool) -> Any:
-        params, state, policy = carry
+        params, vectors, state, policy = carry
         batch = task.batch(jax.random.fold_in(jax.random.key(seed + 1000), number))
-        grads, (loss, stats) = jax.grad(objective, has_aux=True)(params, batch, watched)
+        grads, found = jax.grad(objective, has_aux=True)(params, vectors, batch, watched)
+        loss, stats, vectors = found
         updates, state = optimizer.update(grads, state)
         updates = jax.tree.map(lambda x: -rate * schedule(number) * x, updates)
         acted = None
@@ -128,10 +130,12 @@ def _one_run(task: Task, treatment: Treatment, steps: int, warm_up: int, every: 
             )
             updates = act(updates, params, actions, heads)
             acted = sum(jnp.sum(x > 0) for x in actions.level.values())
-        return (optax.apply_updates(params, updates), state, policy), (loss, stats, acted)
+        params = optax.apply_updates(params, updates)
+        return (params, vectors, state, policy), (loss, stats, acted)
 
     def run(rate: Array, seed: Array) -> Any:
-        params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
+        found: Any = nnx.state(build(seed), nnx.Param, SigmaVector)
+        params, vectors = map(nnx.to_pure_dict, found)
         policy = None if treatment.auto is None else treatment.auto.init(heads)
 
         def record(carry: Any, number: Array) -> Any:
@@ -146,7 +150,7 @@ def _one_run(task: Task, treatment: Treatment, steps: int, warm_up: int, every: 
             carry, others = jax.lax.scan(quiet, carry, number + jnp.arange(1, every))
             return carry, (jnp.concatenate([first[None], others]), stats, acted)
 
-        start = (params, optimizer.init(params), policy)
+        start = (params, vectors, optimizer.init(params), policy)
         _, (loss, stats, acted) = jax.lax.scan(record, start, jnp.arange(0, steps, every))
         return loss.reshape(steps), stats, acted
 

@@ -21,7 +21,7 @@ from attnjax.nn import (
 )
 
 WIDTH, HEADS, LAYERS = 32, 4, 2
-FEW = ("none", "auto", "qk_norm", "z_loss", "sinks")
+FEW = ("none", "auto", "qk_norm", "z_loss", "sinks", "sigma_reparam")
 """Treatments of the smaller tasks."""
 
 

@@ -72,5 +72,6 @@ TREATMENTS = {
         Treatment("entropy_floor", penalty=_entropy_floor),
         Treatment("temperature", options=(("temperature", True),)),
         Treatment("sinks", options=(("sinks", True),)),
+        Treatment("sigma_reparam", options=(("sigma_reparam", True),)),
     )
 }
