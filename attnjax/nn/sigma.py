@@ -38,12 +38,7 @@ def sigma_vector(
     Raises:
       ValueError: if the kernel is not of floating point or has too few axes.
     """
-    matrix = jax.lax.stop_gradient(_matrix(kernel, inputs, outputs))
-    start = jax.random.normal(jax.random.key(0), matrix.shape[-2:-1], matrix.dtype)
-    start = jnp.broadcast_to(start, matrix.shape[:-1])
-    vector = _unit(start, start)
-    found: Array = jax.lax.fori_loop(0, steps, lambda _, v: _iterated(matrix, v), vector)
-    return found
+    return _settled(jax.lax.stop_gradient(_matrix(kernel, inputs, outputs)), steps)
 
 
 def sigma_kernel(
@@ -53,14 +48,14 @@ def sigma_kernel(
     *,
     inputs: int = 1,
     outputs: int = 1,
-    iterate: bool = True,
+    steps: int = 1,
 ) -> tuple[Float[Array, "*L *I *O"], Float[Array, "*L X"]]:
     """Returns `gamma / sigma(W) * W` and the next vector; `sigma(W)` is the spectral norm.
 
     The kernel is a matrix W of its inputs (X, the product of their sizes) by its outputs; axes in
     front, those of scanned layers say, make many such matrices, each with a gamma of its own. Its
-    spectral norm is estimated as `|v W|`, v being the vector after one step of power iteration:
-    never too large, and equal to it once v has settled. Gradients take v, and `u = v W / |v W|`,
+    spectral norm is estimated as `|v W|`, v being the vector after a step of power iteration: never
+    too large, and equal to it once v has settled. Gradients take v, and `u = v W / |v W|`,
     for constants, and flow through `v W u`. In float32 whatever the dtype of the kernel.
 
     A kernel of zeros stays zeros, and its gradient is gamma times that of the result.
@@ -75,7 +70,7 @@ def sigma_kernel(
       vector: what the last call returned, at first what `sigma_vector` returns.
       inputs: number of axes that are summed over.
       outputs: number of axes that remain.
-      iterate: whether to improve the vector; False in evaluation.
+      steps: of power iteration that improve the vector; 0 in evaluation.
 
     Returns:
       The kernel in its dtype, and the vector that it was measured along.
@@ -94,7 +89,7 @@ def sigma_kernel(
                 f"inputs={inputs}, outputs={outputs}; got {list(jnp.shape(found))}."
             )
     vector = jax.lax.stop_gradient(vector.astype(matrix.dtype))
-    if iterate:
+    for _ in range(steps):
         vector = _iterated(jax.lax.stop_gradient(matrix), vector)
     factor = gamma.astype(matrix.dtype) / _divisor(matrix, vector)
     factor = factor.reshape(*factor.shape, *(1,) * (inputs + outputs))
@@ -105,7 +100,8 @@ class SigmaLinear(nnx.Linear):
     """`flax.nnx.Linear` with the kernel `gamma / sigma(kernel) * kernel`, as `sigma_kernel` has it.
 
     Its parameters are those of `nnx.Linear`, and `gamma`, 1 at first. While it trains, every call
-    improves its `vector` by a step of power iteration; `eval()` stops that. Layers whose arrays are
+    improves its `vector` by a step of power iteration (or as many as its attribute `steps` says);
+    `eval()` stops that. Layers whose arrays are
     stacked have one gamma each.
 
     Args:
@@ -117,6 +113,7 @@ class SigmaLinear(nnx.Linear):
     gamma: nnx.Param[Array]
     vector: SigmaVector
     deterministic: bool
+    steps: int
 
     def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
         super().__init__(in_features, out_features, **options)
@@ -142,6 +139,7 @@ class SigmaLinearGeneral(nnx.LinearGeneral):
     gamma: nnx.Param[Array]
     vector: SigmaVector
     deterministic: bool
+    steps: int
 
     def __init__(self, in_features: Any, out_features: Any, **options: Any) -> None:
         super().__init__(in_features, out_features, **options)
@@ -165,7 +163,7 @@ def begin_sigma(layer: Any) -> None:
     vector = new_vector(layer)
     layer.gamma = nnx.Param(jnp.ones(vector.shape[:-1], vector.dtype))
     layer.vector = SigmaVector(vector)
-    layer.deterministic = False
+    layer.deterministic, layer.steps = False, 1
 
 
 def new_vector(layer: Any, *, steps: int = FIRST_STEPS) -> Float[Array, "*L X"]:
@@ -183,17 +181,17 @@ def kernel_of(layer: Any) -> Array:
     if not isinstance(layer, SigmaLayer):
         kernel: Array = layer.kernel[...]
         return kernel
-    return _scaled(layer, iterate=False)[0]
+    return _scaled(layer, steps=0)[0]
 
 
-def _scaled(layer: Any, *, iterate: bool) -> tuple[Array, Array]:
+def _scaled(layer: Any, *, steps: int) -> tuple[Array, Array]:
     kernel, gamma, vector = layer.kernel[...], layer.gamma[...], layer.vector[...]
-    return sigma_kernel(kernel, gamma, vector, **_axes(layer), iterate=iterate)
+    return sigma_kernel(kernel, gamma, vector, **_axes(layer), steps=steps)
 
 
 def _scaled_copy(layer: Any) -> Any:
     """Returns a layer like this one with the scaled kernel; in training, also keeps the vector."""
-    kernel, vector = _scaled(layer, iterate=not layer.deterministic)
+    kernel, vector = _scaled(layer, steps=0 if layer.deterministic else layer.steps)
     if not layer.deterministic:
         layer.vector[...] = vector
     copy = nnx.merge(*nnx.split(layer))
@@ -223,6 +221,16 @@ def _matrix(kernel: Array, inputs: int, outputs: int) -> Array:
     wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     sizes = kernel.shape[lead : lead + inputs], kernel.shape[lead + inputs :]
     return wide.reshape(*kernel.shape[:lead], *map(math.prod, sizes))
+
+
+@jax.jit
+def _settled(matrix: Array, steps: Array | int) -> Array:
+    """Returns the vector after so many steps from the start; compiled once for all layers alike."""
+    start = jax.random.normal(jax.random.key(0), matrix.shape[-2:-1], matrix.dtype)
+    start = jnp.broadcast_to(start, matrix.shape[:-1])
+    vector = _unit(start, start)
+    found: Array = jax.lax.fori_loop(0, steps, lambda _, v: _iterated(matrix, v), vector)
+    return found
 
 
 def _iterated(matrix: Array, vector: Array) -> Array:

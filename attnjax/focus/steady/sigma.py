@@ -23,7 +23,9 @@ from attnjax.nn.watching import Watchable
 Where = Callable[[str, nnx.Module], bool]
 
 
-def sigma_reparam(model: nnx.Module, where: Where | None = None, *, keep: bool = False) -> int:
+def sigma_reparam(
+    model: nnx.Module, where: Where | None = None, *, keep: bool = False, steps: int = 1
+) -> int:
     """Gives linear layers the kernel `gamma / sigma(W) * W`, `sigma(W)` being W's spectral norm.
 
     The entropy of attention weights is bounded from below by a function of the spectral norms of
@@ -44,6 +46,9 @@ def sigma_reparam(model: nnx.Module, where: Where | None = None, *, keep: bool =
     Averages of parameters are measured along the vectors of what they average; `refresh_sigma`
     measures them anew.
 
+    One step a call follows the norm with a delay, and never above it: on a tiny model that Adam
+    changed fast (0.02), the estimate fell to 0.63 of the norm for a while, with 4 steps to 0.81.
+
     Decay of W only changes how far a step turns it. A kernel of zeros is left as it is while it is
     zeros, and its first step away from them gives it the spectral norm gamma. QK-clip and `Auto`
     refuse heads with such queries or keys: scaling one head would scale the others.
@@ -58,13 +63,16 @@ def sigma_reparam(model: nnx.Module, where: Where | None = None, *, keep: bool =
         attention modules of attnjax.nn and of `flax.nnx.MultiHeadAttention`.
       keep: start gamma at the spectral norm, so that a trained model goes on as it was, instead of
         at 1.
+      steps: of power iteration in every call in training, at least 1.
 
     Returns:
       The number of kernels that were changed, each layer of a scanned stack counted.
 
     Raises:
-      ValueError: if there is none to change.
+      ValueError: if there is none to change, or no step.
     """
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}.")
     evaluating = _evaluating(model)
     chosen = [x for path, x, own in _layers(model) if (where(path, x) if where else own)]
     if not chosen:
@@ -77,7 +85,7 @@ def sigma_reparam(model: nnx.Module, where: Where | None = None, *, keep: bool =
     for layer in chosen:
         layer.__class__ = SIGMA_KINDS[type(layer)]
         begin_sigma(layer)
-        layer.deterministic = evaluating
+        layer.deterministic, layer.steps = evaluating, steps
         if keep:
             layer.gamma[...] = divisor_of(layer)
         kernels += layer.gamma.size
@@ -108,7 +116,7 @@ def fold_sigma(model: nnx.Module) -> int:
     for layer, plain in found:
         kernels += layer.gamma.size
         layer.kernel[...] = kernel_of(layer)
-        del layer.gamma, layer.vector, layer.deterministic
+        del layer.gamma, layer.vector, layer.deterministic, layer.steps
         layer.__class__ = plain
     for module in modules:
         if isinstance(module, MultiHeadAttention) and module.options.sigma_reparam:
