@@ -87,6 +87,7 @@ def test_attention_divides_each_of_its_kernels():
     np.testing.assert_allclose(forward(module, x), forward(plain, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_is_changed_as_it_would_be_built():
     built = Encoder(ENCODER, rngs=nnx.Rngs(0))
     plain = dataclasses.replace(ENCODER, attention=SIMPLE)
@@ -104,7 +105,7 @@ def test_a_model_is_changed_as_it_would_be_built():
         sigma_reparam(everything, steps=0)
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "none", "dots"])
 def test_scanned_layers_equal_a_list_of_them(remat):
     listed = Encoder(ENCODER, rngs=nnx.Rngs(0))
@@ -221,6 +222,7 @@ def test_replaced_kernels_can_be_measured_anew():
         refresh_sigma(module)
 
 
+@pytest.mark.slow
 def test_other_attention_is_found_too():
     rngs = nnx.Rngs(0)
     additive = AdditiveAttention(F, num_heads=N, rngs=rngs)
@@ -250,6 +252,7 @@ def test_qk_clip_says_why_not(scan):
             scale_heads(params, params, {path: jnp.ones(heads[path].shape)}, heads)
 
 
+@pytest.mark.slow
 def test_watching_sees_what_is_used_and_changes_nothing():
     model, x = Encoder(ENCODER, rngs=nnx.Rngs(0)), inputs()
     quiet = nnx.clone(model)
@@ -270,6 +273,7 @@ def test_watching_sees_what_is_used_and_changes_nothing():
         np.testing.assert_allclose(seen[name].max_logit, stats.max_logit, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_importance_is_that_of_the_folded_model():
     model, x = attention(SIGMA), inputs()
     model.eval()
@@ -284,6 +288,7 @@ def test_importance_is_that_of_the_folded_model():
     assert isinstance(model.out, SigmaLinearGeneral)
 
 
+@pytest.mark.slow
 def test_an_output_over_the_vocabulary_is_refused():
     config = LanguageModelConfig(vocabulary=11, decoder=ENCODER, tied=False)
     model = config.build(rngs=nnx.Rngs(0))

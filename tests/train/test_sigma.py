@@ -1,0 +1,80 @@
+"""Sigma-reparametrised attention in the training loop: gammas learn, vectors go on, runs resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from attnjax.nn import Alibi, AttentionOptions
+from tests.train.mesh_task import language_task, language_train, losses
+from train.common.loop import run
+from train.common.metrics import read_history
+from train.common.step import make_predict, on_device, plan_step
+from train.common.task import Task
+
+SIGMA = AttentionOptions(position=Alibi(), sigma_reparam=True)
+
+
+def _task(**model: Any) -> Task:
+    return language_task(attention=SIGMA, dropout_rate=0.0, **model)
+
+
+def _attention(tree: Any) -> Any:
+    return tree["decoder"]["stack"]["layers"]["attention"]
+
+
+def test_scanned_and_rematerialised_layers_learn_and_are_evaluated() -> None:
+    task, config = _task(scan_layers=True, num_layers=2), language_train(remat="full")
+    start, step = plan_step(task, config)
+    state = start.make()
+    before = jax.device_get(state["model"])
+    batches = task.data.train_batches(batch_size=config.batch_size, seed=0, start_step=0)
+    found = []
+    for _ in range(6):
+        state, metrics = step(state, on_device(next(batches), start.layout))
+        found.append(float(metrics["loss"]))
+    assert found[-1] < found[0]
+    after = jax.device_get(state["model"])
+    for name in ("query", "key", "value", "out"):
+        gamma, vector = (_attention(after[x])[name] for x in ("params", "rest"))
+        gamma, vector = gamma["gamma"], vector["vector"]
+        assert gamma.shape == (2,) and vector.shape[0] == 2
+        assert (np.abs(gamma - 1) > 1e-3).all()
+        np.testing.assert_allclose(np.linalg.norm(vector, axis=1), 1, rtol=1e-5)
+        assert (vector != _attention(before["rest"])[name]["vector"]).any(axis=1).all()
+    predict = make_predict(task, start.graphs, config)
+    batch = on_device(next(batches))
+    first = predict(state["model"], batch)
+    np.testing.assert_array_equal(predict(state["model"], batch), first)
+
+
+def test_auto_and_qk_clip_are_refused_before_the_run() -> None:
+    for steady in ("auto", "qk_clip=50"):
+        with pytest.raises(ValueError, match=r"steady: .*attention: .*sigma-reparametrisation"):
+            plan_step(_task(), language_train(steady=steady))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = language_train(steps=8, checkpoint_every=4, keep=9)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        run(_task(), config, folder, describe={})
+    (lost,) = (cut / "checkpoints").glob("*8")
+    lost.rename(tmp_path / "gone")
+    run(_task(), config, cut, describe={})
+    rows = [read_history(folder / "metrics.jsonl") for folder in (whole, cut)]
+    plain = [[{k: x for k, x in r.items() if k != "seconds"} for r in part] for part in rows]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.mesh
+def test_the_losses_of_one_device() -> None:
+    task = _task(scan_layers=True, num_layers=2)
+    one = losses(language_train(), task, steps=4)
+    many = losses(language_train(mesh="fsdp=2,model=2,data=2"), task, steps=4)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
