@@ -13,7 +13,7 @@ from attnjax.nn import Alibi, AttentionOptions
 from tests.train.mesh_task import language_task, language_train, losses
 from train.common.loop import run
 from train.common.metrics import read_history
-from train.common.step import make_predict, on_device, plan_step
+from train.common.step import on_device, plan_step
 from train.common.task import Task
 
 SIGMA = AttentionOptions(position=Alibi(), sigma_reparam=True)
@@ -27,7 +27,8 @@ def _attention(tree: Any) -> Any:
     return tree["decoder"]["stack"]["layers"]["attention"]
 
 
-def test_scanned_and_rematerialised_layers_learn_and_are_evaluated() -> None:
+@pytest.mark.slow
+def test_scanned_and_rematerialised_layers_learn() -> None:
     task, config = _task(scan_layers=True, num_layers=2), language_train(remat="full")
     start, step = plan_step(task, config)
     state = start.make()
@@ -46,10 +47,6 @@ def test_scanned_and_rematerialised_layers_learn_and_are_evaluated() -> None:
         assert (np.abs(gamma - 1) > 1e-3).all()
         np.testing.assert_allclose(np.linalg.norm(vector, axis=1), 1, rtol=1e-5)
         assert (vector != _attention(before["rest"])[name]["vector"]).any(axis=1).all()
-    predict = make_predict(task, start.graphs, config)
-    batch = on_device(next(batches))
-    first = predict(state["model"], batch)
-    np.testing.assert_array_equal(predict(state["model"], batch), first)
 
 
 def test_auto_and_qk_clip_are_refused_before_the_run() -> None:
@@ -73,6 +70,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_the_losses_of_one_device() -> None:
     task = _task(scan_layers=True, num_layers=2)
     one = losses(language_train(), task, steps=4)
