@@ -9,6 +9,8 @@ DEMO_ARGS ?= --data builtin --model bilstm_attention
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov=attnjax
+# Most of a quick test is compiling, for which unoptimised machine code takes half the time. `make test-all` optimises.
+UNOPTIMISED := XLA_FLAGS="$(strip $(XLA_FLAGS) --xla_backend_optimization_level=0)"
 # Tests over a mesh run by themselves: several simulated devices slow the others down.
 MESH := ATTNJAX_TEST_DEVICES=8 $(PYTEST) --cov-append --cov-fail-under=90
 SHELL_FILES := .ci/run $(shell find tpu_scripts -name '*.sh')
@@ -26,8 +28,8 @@ demo: $(VENV)/.extras-train  ## Train the builtin text classification; compare w
 	$(BIN)/python -m train.text_classification $(DEMO_ARGS) --run-dir $(DEMO_DIR)
 
 test: $(VENV)/.extras-train+test  ## Run the tests that take less than minutes, with coverage.
-	$(PYTEST) -m "not slow and not mesh" --cov-report= $(PYTEST_ARGS)
-	$(MESH) -m "not slow and mesh" $(PYTEST_ARGS)
+	$(UNOPTIMISED) $(PYTEST) -m "not slow and not mesh" --cov-report= $(PYTEST_ARGS)
+	$(UNOPTIMISED) $(MESH) -m "not slow and mesh" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.extras-train+test $(VENV)-peers/.extras-test+peers  ## Run every test, with 500 drawn cases each, and the peers' suites.
 	HYPOTHESIS_PROFILE=full $(PYTEST) -m "not mesh" --cov-report= $(PYTEST_ARGS)

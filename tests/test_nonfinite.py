@@ -32,7 +32,7 @@ HIDING = {
 }
 
 
-@pytest.mark.first(5)
+@pytest.mark.first(3)
 @pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
 @pytest.mark.parametrize("how", sorted(HIDING))
 def test_masked_nan_and_inf_reach_nothing(attend: Attend, how: str, traced: bool) -> None:

@@ -73,6 +73,7 @@ def _loss(name, model, tokens):
 
 
 @pytest.mark.mesh
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [

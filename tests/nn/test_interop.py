@@ -74,7 +74,7 @@ def test_values_and_gradients(flax_fn, batch, mask_dtype):
         close(ours, theirs)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("shape", [(N, T, S), (1, 1, T, S), (2, 3, 1, 1, S), (2, 1, N, 1, S), (S,)])
 def test_bias_and_mask_broadcast(shape):
     q, k, v, _ = _inputs((2, 3))

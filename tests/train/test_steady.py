@@ -151,6 +151,7 @@ def test_auto_gives_up_when_nothing_is_finite(tmp_path: Path) -> None:
         run(_spoiled(range(1, 100)), config, tmp_path, describe={})
 
 
+@pytest.mark.slow
 @pytest.mark.mesh
 def test_auto_on_a_mesh() -> None:
     task = language_task(scan_layers=True, num_layers=2)

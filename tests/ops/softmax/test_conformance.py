@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.conformance import IMPLEMENTATIONS, KERNELS, Case, cases, check, implementation
 
 SHARES = [(jnp.float32, n) for n in range(4)] + [(jnp.bfloat16, n) for n in range(4, 6)]
-# Cases in each share of a quick run, if not 3: 60 in all for kernels, which little else tests.
+# Cases in each share of a quick run, if not 2: 60 in all for kernels, which little else tests.
 QUICK = {"tpu": 10}
 
 
@@ -24,7 +24,7 @@ QUICK = {"tpu": 10}
 )
 def test_values_and_all_gradients(name: str, dtype: Any, share: int) -> None:
     most = settings.default.max_examples
-    count = QUICK.get(name, 3) if most <= 20 else most // 4 + 1
+    count = QUICK.get(name, 2) if most <= 20 else most // 4 + 1
 
     @seed(share)
     @settings(max_examples=count)

@@ -51,7 +51,7 @@ def _problem(q, k, v, mask, mod, *, stats, dropout, sinks=None):
     )
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("implementation", "mask", "mod", "stats", "dropout"),
     [
