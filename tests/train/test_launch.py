@@ -86,7 +86,7 @@ def test_the_first_failure_ends_all_and_starts_them_again_where_that_helps(
     monkeypatch.setattr("train.launch._PAUSE_SECONDS", 0.0)
     start = time.monotonic()
     assert launch(stand_in, mode, "--restarts", "2") == status
-    assert time.monotonic() - start < 20  # process 0 would sleep for a minute
+    assert time.monotonic() - start < 50  # process 0 would sleep for a minute
     said = capsys.readouterr().err
     assert len(re.findall(r"\[launch\] attempt", said)) == attempts
     assert words in said
@@ -130,7 +130,7 @@ def test_a_signal_reaches_every_process_and_nothing_starts_again(
 ) -> None:
     launcher = in_background(stand_in, "stop", tmp_path)
     launcher.send_signal(signal.SIGTERM)
-    said, _ = launcher.communicate(timeout=30)
+    said, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 143, said
     assert said.count("[launch] attempt") == 1
 
@@ -141,7 +141,7 @@ def test_a_second_signal_kills(stand_in: list[str], tmp_path: Path) -> None:
     wait_for(tmp_path / "heard0", tmp_path / "heard1")
     assert launcher.poll() is None
     launcher.send_signal(signal.SIGTERM)
-    said, _ = launcher.communicate(timeout=30)
+    said, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signal.SIGKILL, said
     for pid in re.findall(r"\((\d+) (\d+)\)", said)[0]:
         with pytest.raises(ProcessLookupError):
