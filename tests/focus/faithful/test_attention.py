@@ -113,7 +113,7 @@ def test_scanned_layers_receive_what_listed_ones_do(remat) -> None:
     for name, expected in found[False].items():
         for scanned, listed in zip(found[True][name], expected, strict=True):
             assert listed.shape == (B, T, 2) and np.abs(listed).max() > 0.01
-            np.testing.assert_allclose(scanned, listed, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(scanned, listed, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(expected.raw.sum(axis=(1, 2)), T * 2, rtol=1e-5)
 
 
