@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from attnjax.nn import Alibi, AttentionOptions
 from tests.train.mesh_task import language_task, language_train, losses
+from train.common.attention_config import AttentionConfig
 from train.common.loop import run
 from train.common.metrics import read_history
+from train.common.pairs.models import SeqModelConfig
 from train.common.step import on_device, plan_step
 from train.common.task import Task
 
@@ -47,6 +50,13 @@ def test_scanned_and_rematerialised_layers_learn() -> None:
         assert (np.abs(gamma - 1) > 1e-3).all()
         np.testing.assert_allclose(np.linalg.norm(vector, axis=1), 1, rtol=1e-5)
         assert (vector != _attention(before["rest"])[name]["vector"]).any(axis=1).all()
+
+
+def test_tasks_that_configure_attention_can_switch_it_on() -> None:
+    config = SeqModelConfig(attention=AttentionConfig(sigma_reparam=True))
+    assert config.attention.options(longest=8, bidirectional=False).sigma_reparam
+    assert not AttentionConfig().options(longest=8, bidirectional=False).sigma_reparam
+    assert SeqModelConfig.from_json(dataclasses.asdict(config)) == config
 
 
 def test_auto_and_qk_clip_are_refused_before_the_run() -> None:

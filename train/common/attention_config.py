@@ -45,6 +45,8 @@ class AttentionConfig:
     """Dropout on the attention weights."""
     bias: bool = True
     """Biases of the query, value and output projections."""
+    sigma_reparam: bool = False
+    """Divide the kernels of all projections by their spectral norm, times a learned number."""
 
     def __post_init__(self) -> None:
         """Rejects what no layer can be built from."""
@@ -75,6 +77,7 @@ class AttentionConfig:
             window=None if self.window is None else (self.window, self.window),
             dropout_rate=self.dropout,
             use_bias=self.bias,
+            sigma_reparam=self.sigma_reparam,
         )
 
     def _scheme(self, longest: int, bidirectional: bool) -> Positions | None:
