@@ -55,8 +55,8 @@ def sigma_kernel(
     The kernel is a matrix W of its inputs (X, the product of their sizes) by its outputs; axes in
     front, those of scanned layers say, make many such matrices, each with a gamma of its own. Its
     spectral norm is estimated as `|v W|`, v being the vector after a step of power iteration: never
-    too large, and equal to it once v has settled. Gradients take v, and `u = v W / |v W|`,
-    for constants, and flow through `v W u`. In float32 whatever the dtype of the kernel.
+    too large, and equal to it once v has settled. Gradients take v, and `u = v W / |v W|`, for
+    constants, and flow through `v W u`. In float32 whatever the dtype of the kernel.
 
     A kernel of zeros stays zeros, and its gradient is gamma times that of the result.
 
@@ -101,8 +101,7 @@ class SigmaLinear(nnx.Linear):
 
     Its parameters are those of `nnx.Linear`, and `gamma`, 1 at first. While it trains, every call
     improves its `vector` by a step of power iteration (or as many as its attribute `steps` says);
-    `eval()` stops that. Layers whose arrays are
-    stacked have one gamma each.
+    `eval()` stops that. Layers whose arrays are stacked have one gamma each.
 
     Args:
       in_features: number of inputs.
