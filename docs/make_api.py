@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,10 +15,12 @@ MODULES = (
     "attnjax.focus.faithful",
     "attnjax.focus.maps",
     "attnjax.focus.report",
+    "attnjax.focus.steady",
     "attnjax.models",
     "attnjax.models.decode",
     "attnjax.models.pretrained",
     "attnjax.nn",
+    "attnjax.sharding",
 )
 
 
@@ -31,11 +34,16 @@ def render() -> str:
         module = importlib.import_module(module_name)
         rows = [f"## `{module_name}`", "", "| name | what it is |", "|---|---|"]
         for name in sorted(module.__all__, key=str.casefold):
-            summary = (inspect.getdoc(getattr(module, name)) or "").partition("\n\n")[0]
-            summary = " ".join(summary.split()).replace("|", r"\|")
+            summary = " ".join(_summary(getattr(module, name)).split()).replace("|", r"\|")
             rows.append(f"| `{module_name}.{name}` | {summary} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _summary(value: object) -> str:
+    if isinstance(value, types.GenericAlias):  # whose docstring is that of `dict` and the like
+        return f"A kind of `{value.__origin__.__name__}`, for annotations."
+    return (inspect.getdoc(value) or "").partition("\n\n")[0]
 
 
 if __name__ == "__main__":
