@@ -47,10 +47,12 @@ PUBLIC = {
         "attnjax.focus.faithful",
         "attnjax.focus.maps",
         "attnjax.focus.report",
+        "attnjax.focus.steady",
         "attnjax.models",
         "attnjax.models.decode",
         "attnjax.models.pretrained",
         "attnjax.nn",
+        "attnjax.sharding",
     )
 }
 
