@@ -19,6 +19,13 @@ four cores that others used, too.
 
 stories --data en.tar.gz --data.validation-fraction 0.05 --train.epochs 25
 
+bAbI 10k, one model for each task, 19 of them (task 3 is missing): mean error 9.24% (9.46, 9.16 and
+9.10 with seeds 0, 1 and 2), the answer mentioned last or most often 56.0%; 15 minutes of processor
+time. Tasks 16 (52%), 17 (45%) and 19 (29%) are not learnt.
+
+stories --data en-valid-10k.tar.gz --single --model memory --train.epochs 12
+--train.optim.learning-rate 5e-3 --train.eval-every 1700 --train.seed 0
+
 """
 
 from __future__ import annotations
