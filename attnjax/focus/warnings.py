@@ -27,7 +27,7 @@ class Thresholds:
         grow are taken as they are. Wortsman et al., "Small-scale proxies for large-scale
         Transformer training instabilities" (2023), tie the growth of logits to divergence at high
         learning rates. The number is from our study (docs/focus.md), where the logits of runs that
-        break pass it early and fast, and those of healthy runs settle at up to 70, mostly.
+        break pass it early and fast, and those of healthy runs near the highest rates only.
       pace: steps over which growth is measured, and that it is thought to go on.
       sink: `sink` above this mean weight on key 0. Xiao et al., "Efficient Streaming Language
         Models with Attention Sinks" (2023): much weight there is common, and no harm while
