@@ -339,7 +339,6 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
         h = h * run.groups + g
     step = steps.read(run.own.steps, words_ref, b, s)
     i, j = (step.column, step.row) if by_key else (step.row, step.column)
-    index = t.index(b, h, i * t.block_q, j * t.block_k).moved(reads.origin)
     window = run.score_parts.transports[0].window(Place(b, h, i, j))
     first = step.first == 1
 
@@ -377,6 +376,8 @@ def _kernel(run: _Run, words_ref: Any, reads: _Reads, zeros: Any, *refs: Any) ->
         gradient.start(out, column, g, call=(s == 0) & (g == 0), row=first)
 
     def visit(kind: int) -> None:
+        # Here, for what is computed outside of the branches is computed at every step.
+        index = t.index(b, h, i * t.block_q, j * t.block_k).moved(reads.origin)
         parts = run.score_parts.read(reads.scores, score_columns, b, h)
         read = functools.partial(run.mask_parts.read, reads.mask, mask_columns, b, h)
         chosen = allowed(run.own, kind, index, read, reads.origin)

@@ -186,7 +186,6 @@ def _kernel(
     t = call.forward.tile
     shape = call.forward.steps
     step = steps.read(shape, words_ref, b, s)
-    index = t.index(b, h, step.row * t.block_q, step.column * t.block_k).moved(reads.origin)
 
     @pl.when(step.first == 1)
     def turn() -> None:
@@ -202,6 +201,9 @@ def _kernel(
             turned[0] = 1
 
     def visit(before: _State | None, kind: int) -> _State:
+        # Here, for what is computed outside of the branches is computed at every step.
+        q, k = step.row * t.block_q, step.column * t.block_k
+        index = t.index(b, h, q, k).moved(reads.origin)
         parts = score_parts.read(reads.scores, score_columns, b, h)
         read = functools.partial(mask_parts.read, reads.mask, mask_columns, b, h)
         chosen = allowed(call.forward, kind, index, read, reads.origin)
