@@ -75,6 +75,7 @@ def _focus(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
             base,
             tasks=tuple(arguments.task or base.tasks),
             treatments=tuple(arguments.treatment or ()) or base.treatments,
+            seeds=tuple(arguments.seeds or base.seeds),
             steps=arguments.steps or base.steps,
             warm_up=arguments.warm_up or base.warm_up,
         )
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="focus: only see that it runs")
     parser.add_argument("--task", action="append", metavar="NAME", help="of focus; may be repeated")
     parser.add_argument("--treatment", action="append", metavar="NAME", help="likewise")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="of focus")
     parser.add_argument("--steps", type=_positive, help="of focus: of each run")
     parser.add_argument("--warm-up", type=_positive, help="of focus: steps in which the rate rises")
     return parser
