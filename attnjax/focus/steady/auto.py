@@ -51,7 +51,7 @@ class Auto:
       ValueError: if a number is out of its range.
     """
 
-    growth: float = 80.0
+    growth: float = 50.0
     tighten: float = 0.7
     slow: float = 0.5
     levels: int = 5
