@@ -13,10 +13,10 @@ character n-grams, `train.common.pairs.nearest`) has 47.74, 30.78, 46.44.
 
 python -m train.summarisation
 
-AESLC (e-mails, subject lines), about 20 CPU minutes, seed 0: 22.94, 10.01, 22.78; the first sentence
-15.29, 6.58, 14.01; the subject of the nearest training e-mail 19.27, 10.00, 18.97. A published
-Transformer of 223 million parameters, not pretrained, has 15.04, 7.39, 14.93 (Zhang et al.,
-"PEGASUS", 2020).
+AESLC (e-mails, subject lines), about 20 CPU minutes, seed 0: 22.94, 10.01, 22.78; the first
+sentence 15.29, 6.58, 14.01; the subject of the nearest training e-mail 19.27, 10.00, 18.97. A
+published Transformer of 223 million parameters, not pretrained, has 15.04, 7.39, 14.93 (Zhang et
+al., "PEGASUS", 2020).
 
 python -m train.summarisation --data aeslc --tokens.max-target 16 --train.batch-size 32
 --train.epochs 4 --train.eval-every 450 --train.eval-batch-size 128
