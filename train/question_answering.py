@@ -14,8 +14,8 @@ Our own stories, chains of one, two and three facts, people at places that train
 
 stories --data builtin
 
-bAbI 1k, 20 tasks in one training: mean error 16.9%, the answer mentioned last 57.4%; 16 minutes on
-four cores that others used, too.
+bAbI 1k, 20 tasks in one training: mean error 16.96% (16.91, 16.89 and 17.09 with seeds 0, 1 and 2),
+the answer mentioned last 57.4%; 10 minutes of processor time.
 
 stories --data en.tar.gz --data.validation-fraction 0.05 --train.epochs 25
 
